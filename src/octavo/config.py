@@ -1,0 +1,90 @@
+"""Frozen configuration, validated once at the edge.
+
+Every field is an argument of ``LLM(...)`` and, with dashes, a flag of ``octavo serve``. An invalid value
+raises ``ValueError`` naming the field, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+KVDType = Literal["fp32", "fp16"]
+BackendName = Literal["native", "reference"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+BLOCK_SIZE = 16
+"""Tokens a KV block holds. The block layout and the attention kernels are built for this one size."""
+
+
+def _require(condition: bool, field: str, value: object, hint: str) -> None:
+    if not condition:
+        raise ValueError(f"{field}={value!r} is invalid: {hint}")
+
+
+def available_cores() -> int:
+    """Cores this process may use: its CPU affinity, bounded by the cgroup's CPU quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        quota, period = open("/sys/fs/cgroup/cpu.max").read().split()[:2]
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return max(1, cores)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that shapes an engine, apart from the model's own hyperparameters.
+
+    ``kv_cache_memory_bytes`` wins over ``memory_fraction``, the share of the memory left to this process
+    (its cgroup's limit or the machine's, less what is in use once the weights are loaded) given to the KV
+    cache. ``max_model_len=None`` means the model's own context length. ``max_step_ms`` bounds a step in
+    time while other sequences are decoding, so that a long prompt arrives in chunks between their tokens.
+    """
+
+    model: str = DEFAULT_MODEL
+    backend: BackendName = "native"
+    kv_cache_dtype: KVDType = "fp16"
+    kv_cache_memory_bytes: int | None = None
+    memory_fraction: float = 0.5
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_step_ms: float = 250.0
+    enable_prefix_caching: bool = True
+    num_threads: int | None = None
+    seed: int | None = None
+    served_model_name: str | None = None
+    dequantize: bool = False
+    """Expand quantised weights to fp32 at load (a reference for numerics; four times the memory)."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "model", self.model, "name a model alias or a file")
+        _require(self.backend in get_args(BackendName), "backend", self.backend, f"choose one of {', '.join(get_args(BackendName))}")
+        _require(self.kv_cache_dtype in get_args(KVDType), "kv_cache_dtype", self.kv_cache_dtype, f"choose one of {', '.join(get_args(KVDType))}")
+        if self.kv_cache_memory_bytes is not None:
+            _require(self.kv_cache_memory_bytes > 0, "kv_cache_memory_bytes", self.kv_cache_memory_bytes, "must be a positive number of bytes")
+        _require(0.0 < self.memory_fraction <= 1.0, "memory_fraction", self.memory_fraction, "must be in (0, 1]")
+        if self.max_model_len is not None:
+            _require(self.max_model_len >= 2, "max_model_len", self.max_model_len, "must be at least 2 tokens")
+        _require(self.max_num_seqs >= 1, "max_num_seqs", self.max_num_seqs, "must be at least 1")
+        _require(self.max_num_batched_tokens >= 1, "max_num_batched_tokens", self.max_num_batched_tokens, "must be at least 1 token")
+        _require(self.max_step_ms > 0, "max_step_ms", self.max_step_ms, "must be a positive number of milliseconds")
+        if self.num_threads is not None:
+            _require(1 <= self.num_threads <= 256, "num_threads", self.num_threads, "must be between 1 and 256")
+
+    @classmethod
+    def from_kwargs(cls, **kwargs: Any) -> EngineConfig:
+        """Like the constructor, but an unknown name is a ``ValueError`` that lists the known ones."""
+        known = {f.name for f in fields(cls)}
+        for name in kwargs:
+            if name not in known:
+                raise ValueError(f"unknown argument {name!r}; known are {', '.join(sorted(known))}")
+        return cls(**kwargs)
+
+    @property
+    def threads(self) -> int:
+        return self.num_threads or available_cores()

@@ -1,0 +1,107 @@
+"""``SamplingParams``: how a request's tokens are chosen, and when it ends. Names and meanings are vLLM's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+MAX_N = 128
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+
+
+class RequestOutputKind(Enum):
+    """What each streamed ``RequestOutput`` holds."""
+
+    CUMULATIVE = 0
+    """Everything so far."""
+    DELTA = 1
+    """Only what is new since the last one."""
+    FINAL_ONLY = 2
+    """Nothing until the request has finished."""
+
+
+def _check(condition: bool, field: str, value: object, hint: str) -> None:
+    if not condition:
+        raise ValueError(f"{field}={value!r} is invalid: {hint}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Raises ``ValueError`` naming the field and the value when one is out of range.
+
+    ``temperature=0`` is greedy. ``top_k=0`` (or -1), ``top_p=1`` and ``min_p=0`` keep every token. ``seed=None`` draws a
+    fresh seed; with a seed, the same request gives the same tokens, alone or in a crowd. ``stop`` strings end
+    a branch and are cut off its text unless ``include_stop_str_in_output``; ``stop_token_ids`` end it like the
+    model's own end-of-sequence tokens do, unless ``ignore_eos`` (which concerns only the latter). ``min_tokens``
+    keeps both from being chosen until that many tokens are out. ``max_tokens=None`` means up to the context length.
+    ``logprobs=k``: the chosen token's log-probability and the k most probable ones of each position.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+    detokenize: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+
+    def __post_init__(self) -> None:
+        for name in ("n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs"):
+            value = getattr(self, name)
+            _check(
+                (isinstance(value, int) and not isinstance(value, bool)) or (value is None and name in ("max_tokens", "seed", "logprobs")),
+                name, value, "must be an integer",
+            )  # fmt: skip
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            _check(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), name, value, "must be a finite number")
+        _check(1 <= self.n <= MAX_N, "n", self.n, f"must be between 1 and {MAX_N}")
+        _check(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "must be between 0 and 100 (0 is greedy)")
+        _check(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "must be in (0, 1]")
+        _check(-1 <= self.top_k < 2**31, "top_k", self.top_k, "must be -1 or 0 (all tokens) or a positive number of tokens")
+        _check(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "must be in [0, 1]")
+        if self.seed is not None:
+            _check(-(2**63) <= self.seed < 2**64, "seed", self.seed, "must fit in 64 bits")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        _check(all(isinstance(s, str) and s for s in stop), "stop", self.stop, "must be one or more non-empty strings")
+        _check(len(stop) <= MAX_STOP_STRINGS, "stop", f"{len(stop)} strings", f"at most {MAX_STOP_STRINGS} are allowed")
+        _check(not stop or self.detokenize, "stop", self.stop, "stop strings need detokenize=True")
+        object.__setattr__(self, "stop", stop)
+        ids = tuple(self.stop_token_ids or ())
+        _check(
+            all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in ids),
+            "stop_token_ids", self.stop_token_ids, "must be token ids (non-negative integers)",
+        )  # fmt: skip
+        object.__setattr__(self, "stop_token_ids", ids)
+        if self.max_tokens is not None:
+            _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+            _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"must be between 0 and max_tokens ({self.max_tokens})")
+        _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must not be negative")
+        if self.logprobs is not None:
+            _check(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"must be between 0 and {MAX_LOGPROBS}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        assert isinstance(self.stop, tuple)
+        return self.stop
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        assert isinstance(self.stop_token_ids, tuple)
+        return self.stop_token_ids
