@@ -53,7 +53,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
-    max_step_ms: float = 250.0
+    max_step_ms: float = 100.0
     enable_prefix_caching: bool = True
     num_threads: int | None = None
     seed: int | None = None
