@@ -1,1 +1,7 @@
+"""The rules of decoding: parameters, logit edits, stop strings. Pure Python; their kernels are the backends'."""
 
+from octavo.decoding.edits import LogitEdit, logit_edits
+from octavo.decoding.params import MAX_LOGPROBS, MAX_N, RequestOutputKind, SamplingParams
+from octavo.decoding.stop import StopStringMatcher
+
+__all__ = ["MAX_LOGPROBS", "MAX_N", "LogitEdit", "RequestOutputKind", "SamplingParams", "StopStringMatcher", "logit_edits"]

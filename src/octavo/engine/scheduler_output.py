@@ -1,0 +1,48 @@
+"""``SchedulerOutput``: what one step is to do, as decided by the scheduler and obeyed by the runner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.engine.sequence import Sequence
+from octavo.kv import BlockCopy, BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """``num_scheduled_tokens`` tokens of ``sequence``, from position ``start`` on."""
+
+    sequence: Sequence
+    start: int
+    num_scheduled_tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_scheduled_tokens
+
+    @property
+    def chooses(self) -> bool:
+        """Whether its last row's logits give the sequence's next token."""
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """Data movements come first, in the order of these fields; no block that one of them reads is reused within the step."""
+
+    swap_outs: list[tuple[int, BlockHash]] = field(default_factory=list)
+    """(physical block, name under which its bytes are kept)."""
+    block_copies: list[BlockCopy] = field(default_factory=list)
+    """Copies on write."""
+    swap_ins: list[tuple[BlockHash, int]] = field(default_factory=list)
+    """(name of the kept bytes, physical block)."""
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    """Whose tokens are computed in this step."""
+    preempted: list[Sequence] = field(default_factory=list)
+    """Who lost their blocks to it."""
+    outgrown: list[Sequence] = field(default_factory=list)
+    """Who alone needs more than the whole pool: they end with ``finish_reason="length"``."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_scheduled_tokens for s in self.scheduled)

@@ -1,0 +1,120 @@
+"""``Request`` and ``Sequence``: what was asked for, and each of its branches as the scheduler sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from octavo.decoding import SamplingParams
+from octavo.engine.outputs import FinishReason, RequestMetrics
+from octavo.kv import BlockHash, BlockHasher, BlockTable
+
+
+class RequestStatus(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class PreemptionMode(Enum):
+    """How a preempted sequence comes back: its blocks from the swap file, or computed again."""
+
+    SWAP = "swap"
+    RECOMPUTE = "recompute"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """``arrival`` numbers requests in the order of their coming; ``max_tokens`` is resolved against the context length."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival: int
+    max_tokens: int
+    seed: int
+    metrics: RequestMetrics
+    num_cached_tokens: int = 0
+    error: str | None = None
+    branches: list[Sequence] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.branches) == self.params.n and all(s.status is RequestStatus.FINISHED for s in self.branches)
+
+
+class Sequence:
+    """One branch of a request: its tokens, and how many of them have their KV computed.
+
+    There is no prefill and no decode: ``num_computed_tokens`` chases ``num_tokens``, and whenever it catches up,
+    the last row's logits give the next token.
+    """
+
+    __slots__ = (
+        "branch",
+        "finish_reason",
+        "hasher",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "request",
+        "status",
+        "table",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request, branch: int, root: BlockHash, block_size: int) -> None:
+        self.request = request
+        self.branch = branch
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.table = BlockTable()
+        self.hasher = BlockHasher(root, block_size)
+        self.hasher.extend(self.token_ids)
+        self.status = RequestStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who came first: earlier requests before later ones, earlier branches before later ones."""
+        return (self.request.arrival, self.branch)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def hashes(self) -> list[BlockHash]:
+        """Names of the full blocks of its tokens, computed or not."""
+        return self.hasher.hashes
+
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self.hasher.extend(self.token_ids)
+
+    def fork(self, branch: int, table: BlockTable) -> Sequence:
+        """The same tokens under another branch number, over ``table``."""
+        child = object.__new__(Sequence)
+        child.request = self.request
+        child.branch = branch
+        child.token_ids = self.token_ids.copy()
+        child.num_prompt_tokens = self.num_prompt_tokens
+        child.num_computed_tokens = self.num_computed_tokens
+        child.table = table
+        child.hasher = self.hasher.fork()
+        child.status = self.status
+        child.finish_reason = None
+        return child
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.request.request_id}/{self.branch}, {self.num_computed_tokens}/{self.num_tokens} computed, {self.status.value})"
