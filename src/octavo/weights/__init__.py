@@ -1,1 +1,9 @@
+"""Weights: opening checkpoints, what their tensors are, and where models come from."""
 
+from octavo.weights.checkpoint import open_checkpoint
+from octavo.weights.dequantize import dequantize
+from octavo.weights.pull import PullError, pull, resolve
+from octavo.weights.sources import ALIASES
+from octavo.weights.tensor import Checkpoint, Tensor, TensorType
+
+__all__ = ["ALIASES", "Checkpoint", "PullError", "Tensor", "TensorType", "dequantize", "open_checkpoint", "pull", "resolve"]
