@@ -49,7 +49,7 @@ class EngineConfig:
     backend: BackendName = "native"
     kv_cache_dtype: KVDType = "fp16"
     kv_cache_memory_bytes: int | None = None
-    memory_fraction: float = 0.5
+    memory_fraction: float = 0.25
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -64,14 +64,23 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "name a model alias or a file")
         _require(self.backend in get_args(BackendName), "backend", self.backend, f"choose one of {', '.join(get_args(BackendName))}")
-        _require(self.kv_cache_dtype in get_args(KVDType), "kv_cache_dtype", self.kv_cache_dtype, f"choose one of {', '.join(get_args(KVDType))}")
+        _require(
+            self.kv_cache_dtype in get_args(KVDType), "kv_cache_dtype", self.kv_cache_dtype, f"choose one of {', '.join(get_args(KVDType))}"
+        )
         if self.kv_cache_memory_bytes is not None:
-            _require(self.kv_cache_memory_bytes > 0, "kv_cache_memory_bytes", self.kv_cache_memory_bytes, "must be a positive number of bytes")
+            _require(
+                self.kv_cache_memory_bytes > 0, "kv_cache_memory_bytes", self.kv_cache_memory_bytes, "must be a positive number of bytes"
+            )
         _require(0.0 < self.memory_fraction <= 1.0, "memory_fraction", self.memory_fraction, "must be in (0, 1]")
         if self.max_model_len is not None:
             _require(self.max_model_len >= 2, "max_model_len", self.max_model_len, "must be at least 2 tokens")
         _require(self.max_num_seqs >= 1, "max_num_seqs", self.max_num_seqs, "must be at least 1")
-        _require(self.max_num_batched_tokens >= 1, "max_num_batched_tokens", self.max_num_batched_tokens, "must be at least 1 token")
+        _require(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            "max_num_batched_tokens",
+            self.max_num_batched_tokens,
+            f"must be at least max_num_seqs ({self.max_num_seqs}), a token for each",
+        )
         _require(self.max_step_ms > 0, "max_step_ms", self.max_step_ms, "must be a positive number of milliseconds")
         if self.num_threads is not None:
             _require(1 <= self.num_threads <= 256, "num_threads", self.num_threads, "must be between 1 and 256")

@@ -170,8 +170,14 @@ class Scheduler:
                 in_use = sum(block.ref_count > 0 for block in prefix)
                 needed = self.kv.blocks_for(sequence.num_tokens) - in_use
             if needed > self.kv.num_free_blocks - pledged:
-                if self.running or not self._drop_waiting_blocks(plan):
+                if self.running:
                     break
+                if self._drop_waiting_blocks(plan):
+                    continue
+                if needed <= self.kv.num_blocks:
+                    break
+                plan.output.outgrown.append(sequence)  # it grew to this length on shared blocks; alone it has no room
+                self.finish(sequence, "length")
                 continue
             self.waiting.popleft()
             if not len(sequence.table):

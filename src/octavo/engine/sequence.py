@@ -117,4 +117,6 @@ class Sequence:
         return child
 
     def __repr__(self) -> str:
-        return f"Sequence({self.request.request_id}/{self.branch}, {self.num_computed_tokens}/{self.num_tokens} computed, {self.status.value})"
+        return (
+            f"Sequence({self.request.request_id}/{self.branch}, {self.num_computed_tokens}/{self.num_tokens} computed, {self.status.value})"
+        )

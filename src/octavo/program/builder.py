@@ -56,9 +56,7 @@ class ProgramBuilder:
         offsets = [sum(widths[:i]) for i in range(len(widths))]
         return [x.columns(offset, width) for offset, width in zip(offsets, widths, strict=True)]
 
-    def rope(
-        self, x: Value, *, head_dim: int, style: RopeStyle, inv_freq: Sequence[float], attention_factor: float = 1.0
-    ) -> Value:
+    def rope(self, x: Value, *, head_dim: int, style: RopeStyle, inv_freq: Sequence[float], attention_factor: float = 1.0) -> Value:
         rotary_dim = 2 * len(inv_freq)
         if x.width % head_dim or not 0 < rotary_dim <= head_dim:
             raise ValueError(f"rope: width {x.width} and rotary_dim {rotary_dim} do not fit heads of {head_dim}")
@@ -73,8 +71,7 @@ class ProgramBuilder:
             raise ValueError(f"paged_attention: {num_heads} heads are not a multiple of {num_kv_heads} KV heads")
         if q.width != num_heads * head_dim or k.width != num_kv_heads * head_dim or v.width != k.width:
             raise ValueError(
-                f"paged_attention: widths q {q.width}, k {k.width}, v {v.width} do not fit "
-                f"{num_heads}/{num_kv_heads} heads of {head_dim}"
+                f"paged_attention: widths q {q.width}, k {k.width}, v {v.width} do not fit {num_heads}/{num_kv_heads} heads of {head_dim}"
             )
         if layer in self._layers:
             raise ValueError(f"paged_attention: layer {layer} is written twice")
@@ -113,9 +110,7 @@ class ProgramBuilder:
             raise ValueError("build: logits must have a row per logits row (use select_rows)")
         if self._kv is None or self._layers != set(range(self._kv.num_layers)):
             raise ValueError(f"build: attention layers must be numbered 0, 1, 2, …; got {sorted(self._layers)}")
-        return Program(
-            self._name, tuple(self._ops), tuple(self._buffers), dict(self._weights), self._kv, logits, self._max_model_len
-        )
+        return Program(self._name, tuple(self._ops), tuple(self._buffers), dict(self._weights), self._kv, logits, self._max_model_len)
 
     def _new(self, rows: Rows, width: int) -> Value:
         if width <= 0:

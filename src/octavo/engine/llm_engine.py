@@ -1,0 +1,234 @@
+"""``LLMEngine``: requests in, steps, outputs out. Synchronous; one thread at a time drives it.
+
+``LLM`` steps it in the caller's own thread, ``AsyncLLM`` in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence as SequenceOf
+from typing import Any, TypedDict
+
+from octavo.config import EngineConfig
+from octavo.decoding import SamplingParams
+from octavo.engine.loader import LoadedModel, load_model
+from octavo.engine.metrics import EngineMetrics
+from octavo.engine.model_runner import ChosenToken, ModelRunner, StepResult
+from octavo.engine.output_processor import RequestState
+from octavo.engine.outputs import FinishReason, RequestMetrics, RequestOutput
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.scheduler_output import SchedulerOutput
+from octavo.engine.sequence import Request, Sequence
+from octavo.kv import KVCacheManager
+
+
+class TokensPrompt(TypedDict):
+    prompt_token_ids: SequenceOf[int]
+
+
+Prompt = str | TokensPrompt
+"""A text, or token ids that are taken as they are."""
+
+
+class LLMEngine:
+    """Raises from ``add_request`` only; a fault within a step ends the request that caused it with ``finish_reason="error"``."""
+
+    def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
+        self.model = model
+        self.config = config
+        self.tokenizer = model.tokenizer
+        self.max_model_len = model.program.max_model_len
+        self.eos_token_ids = model.tokenizer.eos_token_ids
+        kv = KVCacheManager(model.num_blocks, model.executable.options.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        self.scheduler = Scheduler(
+            kv,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_step_ms=config.max_step_ms,
+        )
+        self.runner = ModelRunner(model.executable, self.eos_token_ids)
+        self.metrics = EngineMetrics(self.scheduler)
+        self._states: dict[str, RequestState] = {}
+        self._arrivals = 0
+        self._seed = config.seed
+        self._last_token_s: dict[Sequence, float] = {}
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> LLMEngine:
+        return cls(load_model(config, on_progress), config)
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._states)
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The prompt's text (if it is one) and its token ids, checked. Raises ``ValueError``."""
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(prompt)
+        if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt:
+            raise ValueError(f'prompt={prompt!r} is invalid: must be a string or {{"prompt_token_ids": [...]}}')
+        return None, self._checked_ids(prompt["prompt_token_ids"])
+
+    def chat_prompt(self, messages: SequenceOf[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any) -> TokensPrompt:
+        """A conversation through the model's chat template; ``kwargs`` go to the template. Raises ``ValueError``."""
+        if self.model.chat_template is None:
+            raise ValueError(f"model {self.model.name!r} has no chat template: use generate with a plain prompt")
+        text = self.model.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        return {"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
+
+    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        """Raises ``ValueError`` naming the field and the value if the request cannot be served."""
+        text, token_ids = self.tokenize(prompt)
+        self.add_tokenized(request_id, text, token_ids, params)
+
+    def add_tokenized(self, request_id: str, text: str | None, token_ids: list[int], params: SamplingParams) -> None:
+        if request_id in self._states:
+            raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
+        if not token_ids:
+            raise ValueError("prompt is empty: it must have at least one token")
+        if len(token_ids) >= self.max_model_len:
+            raise ValueError(
+                f"prompt has {len(token_ids)} tokens: the context length is {self.max_model_len}, of which at least one must be left to generate"
+            )
+        room = self.max_model_len - len(token_ids)
+        request = Request(
+            request_id=request_id,
+            prompt=text,
+            prompt_token_ids=token_ids,
+            params=params,
+            arrival=self._arrivals,
+            max_tokens=min(room, params.max_tokens or room),
+            seed=self._seed_of(params),
+            metrics=RequestMetrics(time.monotonic()),
+        )
+        sequence = Sequence(request, 0, self.model.root, self.scheduler.kv.block_size)
+        self.scheduler.add(sequence)
+        self._arrivals += 1
+        state = self._states[request_id] = RequestState(request, self.tokenizer, self.eos_token_ids)
+        state.sequences[0] = sequence
+
+    def abort_request(self, request_id: str) -> RequestOutput | None:
+        """Ends a request and frees its blocks at once. Returns its last output, ``None`` if it is not under way."""
+        state = self._states.get(request_id)
+        if state is None:
+            return None
+        self._end(state, "abort")
+        return self._emit(state)
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step and returns what it brought for each request that has something to show."""
+        began_s = time.monotonic()
+        output = self.scheduler.schedule()
+        result = self.runner.run(output) if output.scheduled else StepResult({}, {})
+        now_s = time.monotonic()
+        touched: dict[str, RequestState] = {}
+        for sequence, error in result.errors.items():
+            state = self._states[sequence.request.request_id]
+            sequence.request.error = error
+            self._end(state, "error")
+            touched[state.request.request_id] = state
+        self._note_first_scheduled(output, began_s)
+        self.scheduler.update(output)
+        for sequence in output.outgrown:
+            state = self._states[sequence.request.request_id]
+            state.branch(sequence.branch).finish("length")
+            self._forget(state, sequence)
+            touched[state.request.request_id] = state
+        for sequence, tokens in result.chosen.items():
+            state = self._states[sequence.request.request_id]
+            if sequence.request.error is None:
+                self._take_tokens(state, sequence, tokens, now_s)
+                touched[state.request.request_id] = state
+        self._observe(output, began_s, now_s)
+        return [out for state in touched.values() if (out := self._emit(state)) is not None]
+
+    def check_integrity(self) -> None:
+        """Recounts every block reference and every living sequence. Raises ``AssertionError``."""
+        self.scheduler.check_integrity()
+        living = {s for state in self._states.values() for s in state.sequences.values()}
+        queued = {*self.scheduler.running, *self.scheduler.waiting}
+        assert queued == living, f"sequences {queued ^ living} are scheduled but belong to no request, or the reverse"
+
+    def shutdown(self) -> None:
+        """Frees the model's memory and threads."""
+        self.model.executable.close()
+
+    # -- how ------------------------------------------------------------------------------------------------
+
+    def _take_tokens(self, state: RequestState, sequence: Sequence, tokens: list[ChosenToken], now_s: float) -> None:
+        """Forks the sequence if several tokens were chosen for it, and appends one to each branch."""
+        if sequence.request.metrics.first_token_s is None:
+            sequence.request.metrics.first_token_s = now_s
+            self.metrics.time_to_first_token.observe(now_s - sequence.request.metrics.arrival_s)
+        branches = [sequence] + [self.scheduler.fork(sequence, token.branch) for token in tokens[1:]]
+        for branch, token in zip(branches, tokens, strict=True):
+            state.sequences[token.branch] = branch
+            branch.append(token.token_id)
+            if (last_s := self._last_token_s.get(branch)) is not None:
+                self.metrics.inter_token_latency.observe(now_s - last_s)
+            self._last_token_s[branch] = now_s
+            reason = state.branch(token.branch).push(token, self.max_model_len)
+            if reason is not None:
+                self.scheduler.finish(branch, reason)
+                self._forget(state, branch)
+        self.metrics.generation_tokens.inc(len(tokens))
+
+    def _end(self, state: RequestState, reason: FinishReason) -> None:
+        """Ends all branches of a request, those that never began included."""
+        for sequence in list(state.sequences.values()):
+            self.scheduler.finish(sequence, reason)
+            self._forget(state, sequence)
+        for index in range(state.request.params.n):
+            state.branch(index).finish(reason)
+
+    def _forget(self, state: RequestState, sequence: Sequence) -> None:
+        state.sequences.pop(sequence.branch, None)
+        self._last_token_s.pop(sequence, None)
+
+    def _emit(self, state: RequestState) -> RequestOutput | None:
+        request = state.request
+        if state.finished and self._states.pop(request.request_id, None) is not None:
+            request.metrics.finished_s = time.monotonic()
+            self.metrics.request_latency.observe(request.metrics.finished_s - request.metrics.arrival_s)
+            reasons = {branch.finish_reason for branch in state.branches.values()}
+            for reason in sorted(str(r) for r in reasons):
+                self.metrics.requests_finished.labels(reason).inc()
+        return state.output()
+
+    def _note_first_scheduled(self, output: SchedulerOutput, began_s: float) -> None:
+        for entry in output.scheduled:
+            request = entry.sequence.request
+            if request.metrics.first_scheduled_s is None:
+                request.metrics.first_scheduled_s = began_s
+                self.metrics.prompt_tokens.inc(len(request.prompt_token_ids))
+                self.metrics.cached_prompt_tokens.inc(request.num_cached_tokens)
+
+    def _observe(self, output: SchedulerOutput, began_s: float, now_s: float) -> None:
+        if not output.scheduled:
+            return
+        decodes = sum(entry.num_scheduled_tokens == 1 for entry in output.scheduled)
+        num_tokens = output.num_tokens
+        self.scheduler.step_time.observe(1e3 * (now_s - began_s), num_tokens - decodes, decodes)
+        self.metrics.steps.inc()
+        self.metrics.step_seconds.inc(now_s - began_s)
+        self.metrics.computed_tokens.inc(num_tokens)
+
+    def _seed_of(self, params: SamplingParams) -> int:
+        if params.seed is not None:
+            return params.seed % 2**64
+        if self._seed is not None:
+            return (self._seed + self._arrivals) % 2**64
+        return secrets.randbits(64)
+
+    def _checked_ids(self, token_ids: SequenceOf[int]) -> list[int]:
+        ids = list(token_ids)
+        vocab_size = self.model.program.vocab_size
+        for i, token in enumerate(ids):
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+                raise ValueError(f"prompt_token_ids[{i}]={token!r} is invalid: must be a token id between 0 and {vocab_size - 1}")
+        return ids

@@ -1,0 +1,165 @@
+"""``ModelRunner``: from what the scheduler decided to flat arrays, through the backend, to chosen tokens.
+
+If a step fails, it is repeated by halves (KV writes are idempotent) until the guilty sequences are found: a fault
+ends its request alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.backends.base import ChoiceBatch, Choices, Executable, StepInput
+from octavo.decoding import logit_edits
+from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
+from octavo.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenToken:
+    """``top``: (token id, log-probability) of the most probable tokens, where log-probabilities were asked for."""
+
+    branch: int
+    token_id: int
+    logprob: float | None
+    rank: int
+    top: list[tuple[int, float]]
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Per sequence that reached its last token: one chosen token per branch (n at a prompt's end), or what went wrong."""
+
+    chosen: dict[Sequence, list[ChosenToken]]
+    errors: dict[Sequence, str]
+
+
+def _flat(parts: Iterable[Iterable[int]], dtype: Any) -> npt.NDArray[Any]:
+    return np.fromiter((x for part in parts for x in part), dtype)
+
+
+class ModelRunner:
+    def __init__(self, executable: Executable, eos_token_ids: frozenset[int]) -> None:
+        self.executable = executable
+        self.eos_token_ids = eos_token_ids
+        self._block_size = executable.options.block_size
+
+    def run(self, output: SchedulerOutput) -> StepResult:
+        """Carries out the data movements, then computes the scheduled tokens and chooses the next ones."""
+        if output.block_copies:
+            self.executable.copy_blocks(np.array(output.block_copies, np.int32))
+        result = StepResult({}, {})
+        self._run_or_halve(output.scheduled, result)
+        return result
+
+    def _run_or_halve(self, entries: list[ScheduledSequence], result: StepResult) -> None:
+        if not entries:
+            return
+        try:
+            chosen, errors = self._run(entries)
+        except Exception as error:  # whatever a backend raises concerns some of these sequences alone
+            if len(entries) == 1:
+                logger.exception("request %s failed", entries[0].sequence.request.request_id)
+                result.errors[entries[0].sequence] = f"{type(error).__name__}: {error}"
+                return
+            middle = len(entries) // 2
+            self._run_or_halve(entries[:middle], result)
+            self._run_or_halve(entries[middle:], result)
+        else:
+            result.chosen.update(chosen)
+            result.errors.update(errors)
+
+    def _run(self, entries: list[ScheduledSequence]) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+        logits = self.executable.run(self.step_input(entries))
+        choosing = [entry.sequence for entry in entries if entry.chooses]
+        if not choosing:
+            return {}, {}
+        owners, batch = self.choice_batch(choosing)
+        return self._collect(owners, batch, self.executable.choose(logits, batch))
+
+    def step_input(self, entries: list[ScheduledSequence]) -> StepInput:
+        counts = np.fromiter((e.num_scheduled_tokens for e in entries), np.int32, len(entries))
+        query_start_loc = np.zeros(len(entries) + 1, np.int32)
+        np.cumsum(counts, out=query_start_loc[1:])
+        seq_lens = np.fromiter((e.end for e in entries), np.int32, len(entries))
+        block_tables = np.full((len(entries), max(len(e.sequence.table) for e in entries)), -1, np.int32)
+        for row, entry in zip(block_tables, entries, strict=True):
+            row[: len(entry.sequence.table)] = entry.sequence.table.ids
+        if query_start_loc[-1] == len(entries):  # one token each
+            token_ids = np.fromiter((e.sequence.token_ids[e.start] for e in entries), np.int32, len(entries))
+            positions = seq_lens - 1
+            sequence_of_row = np.arange(len(entries))
+        else:
+            token_ids = _flat((e.sequence.token_ids[e.start : e.end] for e in entries), np.int32)
+            positions = _flat((range(e.start, e.end) for e in entries), np.int32)
+            sequence_of_row = np.repeat(np.arange(len(entries)), counts)
+        blocks = block_tables[sequence_of_row, positions // self._block_size].astype(np.int64)
+        choosing = np.fromiter((e.chooses for e in entries), np.bool_, len(entries))
+        return StepInput(
+            token_ids=token_ids,
+            positions=positions,
+            query_start_loc=query_start_loc,
+            seq_lens=seq_lens,
+            block_tables=block_tables,
+            slot_mapping=blocks * self._block_size + positions % self._block_size,
+            logits_rows=query_start_loc[1:][choosing] - 1,
+        )
+
+    def choice_batch(self, sequences: list[Sequence]) -> tuple[list[tuple[Sequence, int]], ChoiceBatch]:
+        """One choice per sequence, or one per branch at the end of a prompt that is to be continued n times."""
+        owners: list[tuple[Sequence, int]] = []
+        rows: list[int] = []
+        edits: list[tuple[int, int, float]] = []
+        for row, sequence in enumerate(sequences):
+            first = sequence.num_output_tokens == 0 and sequence.branch == 0
+            for branch in range(sequence.request.params.n) if first else (sequence.branch,):
+                for token, value in logit_edits(sequence.request.params, sequence.num_output_tokens, self.eos_token_ids):
+                    edits.append((len(owners), token, value))
+                owners.append((sequence, branch))
+                rows.append(row)
+        vocab_size = self.executable.program.vocab_size
+        edits = [edit for edit in edits if edit[1] < vocab_size]
+        params = [sequence.request.params for sequence, _ in owners]
+        return owners, ChoiceBatch(
+            rows=np.array(rows, np.int32),
+            temperature=np.array([p.temperature for p in params], np.float32),
+            top_k=np.array([max(0, p.top_k) for p in params], np.int32),
+            top_p=np.array([p.top_p for p in params], np.float32),
+            min_p=np.array([p.min_p for p in params], np.float32),
+            seed=np.array([sequence.request.seed for sequence, _ in owners], np.uint64),
+            branch=np.array([branch for _, branch in owners], np.uint32),
+            position=np.array([sequence.num_tokens for sequence, _ in owners], np.uint32),
+            num_logprobs=np.array([-1 if p.logprobs is None else p.logprobs for p in params], np.int32),
+            edit_choices=np.array([choice for choice, _, _ in edits], np.int32),
+            edit_tokens=np.array([token for _, token, _ in edits], np.int32),
+            edit_values=np.array([value for _, _, value in edits], np.float32),
+        )
+
+    @staticmethod
+    def _collect(
+        owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices
+    ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+        chosen: dict[Sequence, list[ChosenToken]] = {}
+        errors: dict[Sequence, str] = {}
+        wants = batch.num_logprobs.tolist()
+        token_ids, logprobs, ranks = choices.token_ids.tolist(), choices.logprobs.tolist(), choices.ranks.tolist()
+        for i, (sequence, branch) in enumerate(owners):
+            if token_ids[i] < 0:
+                errors[sequence] = "the model gave logits that are not numbers, or no token was left to choose from"
+                chosen.pop(sequence, None)
+            elif sequence not in errors:
+                top = (
+                    list(zip(choices.top_ids[i, : wants[i]].tolist(), choices.top_logprobs[i, : wants[i]].tolist(), strict=True))
+                    if wants[i] > 0
+                    else []
+                )
+                token = ChosenToken(branch, token_ids[i], logprobs[i] if wants[i] >= 0 else None, ranks[i], top)
+                chosen.setdefault(sequence, []).append(token)
+        return chosen, errors

@@ -1,0 +1,167 @@
+"""From chosen tokens to what the caller sees: text, log-probabilities, and the decision that a branch has ended."""
+
+from __future__ import annotations
+
+from octavo.decoding import RequestOutputKind, StopStringMatcher
+from octavo.engine.model_runner import ChosenToken
+from octavo.engine.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from octavo.engine.sequence import Request, Sequence
+from octavo.text import IncrementalDetokenizer, Tokenizer
+
+
+class BranchOutput:
+    """The growing output of one branch, and how much of it has been handed out."""
+
+    __slots__ = (
+        "_detokenizer",
+        "_eos_token_ids",
+        "_pieces",
+        "_request",
+        "_sent_tokens",
+        "_stops",
+        "_tokenizer",
+        "cumulative_logprob",
+        "finish_reason",
+        "index",
+        "logprobs",
+        "stop_reason",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
+        params = request.params
+        self._request = request
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens) if params.detokenize else None
+        self._stops = StopStringMatcher(params.stop_strings, include=params.include_stop_str_in_output)
+        self._pieces: list[str] = []
+        self._sent_tokens = 0
+        self.index = index
+        self.token_ids: list[int] = []
+        self.cumulative_logprob: float | None = 0.0 if params.logprobs is not None else None
+        self.logprobs: list[dict[int, Logprob]] | None = [] if params.logprobs is not None else None
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+    def push(self, token: ChosenToken, max_model_len: int) -> FinishReason | None:
+        """Takes the next token. Returns why the branch ends with it, if it does."""
+        params = self._request.params
+        self.token_ids.append(token.token_id)
+        if self.logprobs is not None and self.cumulative_logprob is not None and token.logprob is not None:
+            self.cumulative_logprob += token.logprob
+            self.logprobs.append(self._logprobs_of(token))
+        if self._ends_by_id(token.token_id):
+            if params.include_stop_str_in_output:
+                self._push_text(token.token_id, match=False)
+            self.finish("stop")
+        elif (stop := self._push_text(token.token_id, match=len(self.token_ids) >= params.min_tokens)) is not None:
+            self.stop_reason = stop
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self._request.max_tokens or len(self._request.prompt_token_ids) + len(self.token_ids) >= max_model_len:
+            self.finish("length")
+        return self.finish_reason
+
+    def finish(self, reason: FinishReason) -> None:
+        """Ends the branch; text that was held back comes out."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            if self._detokenizer is not None:
+                text, stop = self._stops.push(self._detokenizer.flush())
+                self._pieces.append(text)
+                if stop is None:
+                    self._pieces.append(self._stops.flush())
+
+    def take(self, kind: RequestOutputKind) -> CompletionOutput:
+        """The output so far; in ``DELTA`` mode only what is new since the last call."""
+        delta = kind is RequestOutputKind.DELTA
+        start = self._sent_tokens if delta else 0
+        if not delta:
+            self._pieces = ["".join(self._pieces)]
+        text = "".join(self._pieces)
+        if delta:
+            self._pieces.clear()
+            self._sent_tokens = len(self.token_ids)
+        return CompletionOutput(
+            index=self.index,
+            text=text,
+            token_ids=self.token_ids[start:],
+            cumulative_logprob=self.cumulative_logprob,
+            logprobs=None if self.logprobs is None else self.logprobs[start:],
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _ends_by_id(self, token_id: int) -> bool:
+        params = self._request.params
+        if token_id in params.stop_ids:
+            self.stop_reason = token_id
+            return True
+        return not params.ignore_eos and token_id in self._eos_token_ids
+
+    def _push_text(self, token_id: int, *, match: bool) -> str | None:
+        if self._detokenizer is None:
+            return None
+        text = self._detokenizer.push(token_id)
+        if not match:
+            self._pieces.append(text)
+            return None
+        text, stop = self._stops.push(text)
+        if text:
+            self._pieces.append(text)
+        return stop
+
+    def _logprobs_of(self, token: ChosenToken) -> dict[int, Logprob]:
+        assert token.logprob is not None
+        entry = {token.token_id: Logprob(token.logprob, token.rank, self._text_of(token.token_id))}
+        for rank, (token_id, logprob) in enumerate(token.top, 1):
+            if token_id not in entry:
+                entry[token_id] = Logprob(logprob, rank, self._text_of(token_id))
+        return entry
+
+    def _text_of(self, token_id: int) -> str:
+        return self._tokenizer.token_bytes(token_id).decode(errors="replace")
+
+
+class RequestState:
+    """A request under way: its branches' outputs, and the ``RequestOutput`` made of them."""
+
+    __slots__ = ("_eos_token_ids", "_tokenizer", "branches", "dirty", "request", "sequences")
+
+    def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
+        self.request = request
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self.branches: dict[int, BranchOutput] = {}
+        self.sequences: dict[int, Sequence] = {}
+        self.dirty: set[int] = set()
+        """Branches with something new."""
+
+    def branch(self, index: int) -> BranchOutput:
+        if index not in self.branches:
+            self.branches[index] = BranchOutput(self.request, index, self._tokenizer, self._eos_token_ids)
+        self.dirty.add(index)
+        return self.branches[index]
+
+    @property
+    def finished(self) -> bool:
+        return len(self.branches) == self.request.params.n and all(b.finish_reason is not None for b in self.branches.values())
+
+    def output(self) -> RequestOutput | None:
+        """What the caller is to see now, by the request's ``output_kind``; ``None`` if nothing."""
+        kind = self.request.params.output_kind
+        finished = self.finished
+        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+            return None
+        indices = sorted(self.dirty if kind is RequestOutputKind.DELTA else self.branches)
+        self.dirty.clear()
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self.request.prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=[self.branches[i].take(kind) for i in indices],
+            finished=finished,
+            num_cached_tokens=self.request.num_cached_tokens,
+            error=self.request.error,
+            metrics=self.request.metrics,
+        )

@@ -1,0 +1,158 @@
+"""``LLM``: the offline API. It steps the engine in the caller's own thread.
+
+from octavo import LLM, SamplingParams
+
+llm = LLM("smollm2-135m-instruct")
+for output in llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=8)):
+    print(output.outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from octavo.config import DEFAULT_MODEL, EngineConfig
+from octavo.decoding import RequestOutputKind, SamplingParams
+from octavo.engine.llm_engine import LLMEngine, Prompt
+from octavo.engine.outputs import RequestOutput
+from octavo.text import ChatTemplate, Tokenizer
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "…"}``."""
+
+
+class LLM:
+    """``kwargs`` are the fields of ``EngineConfig``. Raises ``ValueError`` for a model or a setting that cannot work."""
+
+    def __init__(self, model: str = DEFAULT_MODEL, *, on_progress: Callable[[int, int], None] | None = None, **kwargs: Any) -> None:
+        self.engine = LLMEngine.from_config(EngineConfig.from_kwargs(model=model, **kwargs), on_progress)
+        self._counter = itertools.count()
+
+    @property
+    def config(self) -> EngineConfig:
+        return self.engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        return self.engine.model.chat_template
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens, prompt and output together."""
+        return self.engine.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Continues each prompt; outputs come in the order of the prompts.
+
+        A prompt is a string or ``{"prompt_token_ids": [...]}``. ``sampling_params`` is one for all, or one for each.
+        ``use_tqdm`` shows a progress bar. Raises ``ValueError`` before anything is computed if any request cannot be
+        served. An interrupt (Ctrl-C) frees everything and is raised again.
+        """
+        batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        params = self._params_for(batch, sampling_params)
+        request_ids = [f"offline-{next(self._counter)}" for _ in batch]
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            for request_id, prompt, p in zip(request_ids, batch, params, strict=True):
+                self.engine.add_request(request_id, prompt, replace(p, output_kind=RequestOutputKind.FINAL_ONLY))
+            with _Progress(len(batch), enabled=use_tqdm) as progress:
+                while len(outputs) < len(batch):
+                    for output in self.engine.step():
+                        outputs[output.request_id] = output
+                        progress.advance(output)
+        finally:
+            for request_id in request_ids:
+                self.engine.abort_request(request_id)
+        return [outputs[request_id] for request_id in request_ids]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or each of several, through the model's chat template."""
+        conversations: list[Any] = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts: list[Prompt] = [
+            self.engine.chat_prompt(c, add_generation_prompt=add_generation_prompt, **(chat_template_kwargs or {})) for c in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Yields what is new after each step (``RequestOutputKind.DELTA``). Closing it aborts the request."""
+        request_id = f"offline-{next(self._counter)}"
+        params = replace(sampling_params or SamplingParams(), output_kind=RequestOutputKind.DELTA)
+        self.engine.add_request(request_id, prompt, params)
+        try:
+            finished = False
+            while not finished:
+                for output in self.engine.step():
+                    finished = finished or output.finished
+                    yield output
+        finally:
+            self.engine.abort_request(request_id)
+
+    def shutdown(self) -> None:
+        """Frees the model's memory and threads."""
+        self.engine.shutdown()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    @staticmethod
+    def _params_for(prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
+        if params is None:
+            params = SamplingParams()
+        if isinstance(params, SamplingParams):
+            return [params] * len(prompts)
+        if len(params) != len(prompts):
+            raise ValueError(f"sampling_params has {len(params)} entries for {len(prompts)} prompts: give one, or one for each")
+        return list(params)
+
+
+class _Progress:
+    """A progress bar over requests, with tokens per second."""
+
+    def __init__(self, total: int, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._total = total
+        self._num_tokens = 0
+
+    def __enter__(self) -> _Progress:
+        if self._enabled:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[speed]}"))
+            self._bar.start()
+            self._task = self._bar.add_task("Generating", total=self._total, speed="")
+        return self
+
+    def advance(self, output: RequestOutput) -> None:
+        if self._enabled:
+            self._num_tokens += sum(len(branch.token_ids) for branch in output.outputs)
+            elapsed_s = self._bar.tasks[0].elapsed or 1e-9
+            self._bar.update(self._task, advance=1, speed=f"{self._num_tokens / elapsed_s:.0f} tokens/s")
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            self._bar.stop()
