@@ -24,8 +24,8 @@ inline constexpr std::int64_t kGroup = 32;  // k elements that share a scale
 
 struct PackedMatrix {
   WeightFormat format;
-  std::int64_t n;  // output columns (rows of the weight as models store it)
-  std::int64_t k;  // inputs; a multiple of kGroup for the integer formats
+  std::int64_t n;            // output columns (rows of the weight as models store it)
+  std::int64_t k;            // inputs; a multiple of kGroup for the integer formats
   const std::uint8_t* data;  // 64-byte aligned
 };
 
@@ -33,10 +33,14 @@ constexpr std::int64_t num_panels(const PackedMatrix& w) { return (w.n + kPanelC
 
 constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t k) {
   switch (format) {
-    case WeightFormat::F32: return k * kPanelColumns * 4;
-    case WeightFormat::F16: return k * kPanelColumns * 2;
-    case WeightFormat::INT8_G32: return k / kGroup * (32 + 512);
-    case WeightFormat::INT4_G32: return k / kGroup * (64 + 256);
+    case WeightFormat::F32:
+      return k * kPanelColumns * 4;
+    case WeightFormat::F16:
+      return k * kPanelColumns * 2;
+    case WeightFormat::INT8_G32:
+      return k / kGroup * (32 + 512);
+    case WeightFormat::INT4_G32:
+      return k / kGroup * (64 + 256);
   }
   return 0;
 }

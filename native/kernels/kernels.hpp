@@ -12,11 +12,11 @@ namespace octavo {
 
 // Rows of activations as a linear kernel reads them: float rows for float weights, quantised ones otherwise.
 struct Activations {
-  const float* f;      // (m, k) floats, row stride ldf
+  const float* f;  // (m, k) floats, row stride ldf
   std::int64_t ldf;
   const std::int8_t* q;  // (m, k) bytes in [-127, 127], row stride k
-  const float* scale;  // (m, k / 32)
-  const float* sum;    // (m, k / 32): scale * sum of the group's q, for INT4's minimum
+  const float* scale;    // (m, k / 32)
+  const float* sum;      // (m, k / 32): scale * sum of the group's q, for INT4's minimum
 };
 
 // out = x W^T (+ bias) (+ residual); residual may alias out. Only the matrix's n columns are written.
@@ -30,8 +30,8 @@ struct LinearOutput {
 
 struct LinearKernels {
   // Per row and group of 32: scale = max|x| / 127, q = round-to-nearest-even(x / scale).
-  void (*quantize_rows)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q, float* scale,
-                        float* sum);
+  void (*quantize_rows)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q,
+                        float* scale, float* sum);
   // Rows 0 … m-1 times the columns of panels panel_begin … panel_end-1. out, bias and residual are the whole matrix's.
   void (*linear)(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                  std::int64_t panel_end, const LinearOutput& out);
