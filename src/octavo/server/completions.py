@@ -1,0 +1,148 @@
+"""``POST /v1/completions``: prompts in, text out, whole or as a stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+from starlette.responses import Response
+
+from octavo.engine.outputs import CompletionOutput, RequestOutput
+from octavo.server.generation import Account, Service, new_id
+from octavo.server.logprobs import CompletionLogprobs
+from octavo.server.protocol import CompletionRequest
+from octavo.server.sse import DONE, EventStream
+
+ID_PREFIX = "cmpl"
+
+
+async def prompt_ids(service: Service, request: CompletionRequest) -> list[list[int]]:
+    """Token ids of every prompt. Raises ``APIError``."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    texts = [p for p in prompt if isinstance(p, str)]
+    if texts:
+        return await service.encode(texts, add_special_tokens=request.add_special_tokens is not False, param="prompt")
+    lists = [p for p in prompt if isinstance(p, list)]
+    return lists or [[p for p in prompt if isinstance(p, int)]]
+
+
+def prompt_texts(service: Service, request: CompletionRequest, prompts: list[list[int]]) -> list[str]:
+    """What ``echo`` puts in front of each prompt's answers."""
+    if not request.echo:
+        return [""] * len(prompts)
+    if isinstance(request.prompt, str):
+        return [request.prompt]
+    return [p if isinstance(p, str) else service.llm.tokenizer.decode(ids) for p, ids in zip(request.prompt, prompts, strict=False)] or [
+        service.llm.tokenizer.decode(prompts[0])
+    ]
+
+
+class CompletionAnswer:
+    """Builds the answer to one request from the engine's outputs."""
+
+    def __init__(self, service: Service, request: CompletionRequest, prompts: list[list[int]], echoes: list[str], account: Account) -> None:
+        self.id = new_id(ID_PREFIX)
+        self._service = service
+        self._request = request
+        self._prompts = prompts
+        self._echoes = echoes
+        self._account = account
+        self._n = request.n or 1
+        self._head = {
+            "id": self.id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.llm.model_name,
+            "system_fingerprint": service.llm.system_fingerprint,
+        }
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+
+    def whole(self, outputs: list[RequestOutput]) -> Response:
+        """The answer that is not streamed."""
+        choices = []
+        for number, output in enumerate(outputs):
+            for branch in output.outputs:
+                choice: dict[str, Any] = {
+                    "index": number * self._n + branch.index,
+                    "text": self._echoes[number] + branch.text,
+                    "logprobs": self._logprobs_of(number, branch),
+                    "finish_reason": branch.finish_reason,
+                    "stop_reason": branch.stop_reason,
+                }
+                if self._request.return_token_ids:
+                    choice |= {"prompt_token_ids": self._prompts[number], "token_ids": branch.token_ids}
+                choices.append(choice)
+        body = {**self._head, "choices": choices, "usage": self._account.usage()}
+        return Response(json.dumps(body, allow_nan=False), media_type="application/json")
+
+    async def events(self, batches: AsyncGenerator[list[tuple[int, RequestOutput]], None]) -> AsyncGenerator[bytes, None]:
+        """The answer as server-sent events. The constant head of a chunk is encoded once; a chunk adds its text to it."""
+        request, account = self._request, self._account
+        head = "data: " + json.dumps(self._head)[:-1] + ', "choices": [{"index": '
+        tail = ', "usage": null}\n\n' if request.include_usage else "}\n\n"
+        begun: set[int] = set()
+        async with aclosing(batches):
+            async for batch in batches:
+                chunks = []
+                for number, output in batch:
+                    for branch in output.outputs:
+                        index = number * self._n + branch.index
+                        extra, text = "", branch.text
+                        if index not in begun:
+                            begun.add(index)
+                            text = self._echoes[number] + text
+                            if request.return_token_ids:
+                                extra = f', "prompt_token_ids": {json.dumps(self._prompts[number])}'
+                        logprobs = self._logprobs_of(number, branch) if branch.logprobs else None
+                        if request.return_token_ids:
+                            extra += f', "token_ids": {json.dumps(branch.token_ids)}'
+                        elif not text and not logprobs and branch.finish_reason is None:
+                            continue
+                        if request.continuous_usage:
+                            tail = f', "usage": {json.dumps(account.usage())}}}\n\n'
+                        ending = (
+                            '"finish_reason": null'
+                            if branch.finish_reason is None
+                            else f'"finish_reason": "{branch.finish_reason}", "stop_reason": {json.dumps(branch.stop_reason)}'
+                        )
+                        chunks.append(
+                            f'{head}{index}, "text": {encode_basestring_ascii(text)}, '
+                            f'"logprobs": {"null" if logprobs is None else json.dumps(logprobs)}, {ending}{extra}}}]{tail}'
+                        )
+                if chunks:
+                    yield "".join(chunks).encode("ascii")
+        if request.include_usage:
+            yield f"data: {json.dumps({**self._head, 'choices': [], 'usage': account.usage()})}\n\n".encode("ascii") + DONE
+        else:
+            yield DONE
+
+    def _logprobs_of(self, number: int, branch: CompletionOutput) -> dict[str, Any] | None:
+        if self._request.logprobs is None or branch.logprobs is None:
+            return None
+        index = number * self._n + branch.index
+        state = self._logprobs.get(index)
+        if state is None:
+            tokenizer = self._service.llm.tokenizer
+            hidden = tokenizer.special_ids if self._request.skip_special_tokens is not False else ()
+            state = self._logprobs[index] = CompletionLogprobs(tokenizer, self._request.logprobs, hidden=hidden)
+        return state.extend(branch.token_ids, branch.logprobs)
+
+
+async def complete(service: Service, request: CompletionRequest, account: Account) -> Response:
+    """Answer one request. Raises ``APIError``."""
+    service.check_alive()
+    service.check_model(request.model)
+    request.check()
+    prompts = await prompt_ids(service, request)
+    room = service.room(prompts, request.max_tokens, "prompt")
+    params = request.sampling(room)
+    answer = CompletionAnswer(service, request, prompts, prompt_texts(service, request, prompts), account)
+    if request.stream:
+        return EventStream(answer.events(service.outputs(prompts, params, answer.id, account)), service.closing)
+    return answer.whole(await service.final_outputs(prompts, params, answer.id, account))

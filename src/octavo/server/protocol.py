@@ -1,0 +1,316 @@
+"""What the endpoints take: the OpenAI API's requests, with vLLM's extensions, as strict pydantic models.
+
+A field the server honours has its bounds here, so that ``/openapi.json`` tells the truth. A field of the OpenAI API that the server
+does not honour is listed too, typed so that only its default passes: it is refused by name rather than ignored. Anything else is
+unknown and refused. Types are strict (``"1"`` is not a number), numbers finite; ``null`` means the default wherever it is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from octavo.decoding.params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, RequestOutputKind, SamplingParams
+from octavo.server.errors import invalid, unsupported
+
+MAX_PROMPTS = 2048
+"""Prompts in one completion request, as in the OpenAI API."""
+
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+def _integral(value: Any) -> Any:
+    """In JSON, 16.0 is an integer; ``1e300`` and ``inf`` are left to be refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _prompt_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        head = value[0] if value else ""
+        if isinstance(head, str):
+            return "list of strings"
+        return "list of token id lists" if isinstance(head, list) else "list of token ids"
+    return None
+
+
+def _text_kind(value: Any) -> str | None:
+    return "string" if isinstance(value, str) else "list" if isinstance(value, list) else None
+
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Prompt = Annotated[
+    Annotated[str, Tag("string")]
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("list of strings")]
+    | Annotated[TokenIds, Tag("list of token ids")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("list of token id lists")],
+    Discriminator(_prompt_kind),
+]
+StopString = Annotated[str, Field(min_length=1)]
+Stop = Annotated[
+    Annotated[StopString, Tag("string")] | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("list")],
+    Discriminator(_text_kind),
+]
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
+EmptyObject = Annotated[dict[str, Any], Field(max_length=0)] | None
+Zero = Annotated[float, Field(ge=0, le=0)] | None
+One = Annotated[float, Field(ge=1, le=1)] | None
+
+
+def no(hint: str) -> Any:
+    """A field of the OpenAI API that only takes its default here; ``hint`` completes "… is not supported by this server: "."""
+    return Field(None, description=f"Not supported: {hint}.", json_schema_extra={"x-unsupported": hint})
+
+
+class Strict(BaseModel):
+    """Unknown fields, inexact types and infinite numbers are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(Strict):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = Field(None, description="Send a last chunk with the usage of the whole request.")
+    continuous_usage_stats: bool | None = Field(None, description="Put the usage so far into every chunk (vLLM).")
+    include_obfuscation: Literal[False] | None = Field(None, description="Chunks are never padded.")
+
+
+class GenerationRequest(Strict):
+    """The fields that completions and chat share."""
+
+    model: str | None = Field(None, description="A model id from `/v1/models`; the served model if left out.")
+    n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(
+        None, description="Answers per prompt; they share the prompt's KV blocks. Default 1."
+    )
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 is greedy. Default 1.")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Nucleus: keep the most probable tokens up to this mass. Default 1."
+    )
+    top_k: Annotated[Int, Field(ge=-1, lt=2**31)] | None = Field(
+        None, description="Keep this many of the most probable tokens; 0 or -1 keeps all. Default 0."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Drop tokens less probable than this share of the best one's. Default 0."
+    )
+    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = Field(
+        None, description="The same request with the same seed gives the same tokens, alone or in a crowd."
+    )
+    stop: Stop | None = Field(None, description="Strings that end an answer; cut off its text unless `include_stop_str_in_output`.")
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256, fail_fast=True)] | None = Field(
+        None, description="Token ids that end an answer."
+    )
+    include_stop_str_in_output: bool | None = Field(None, description="Keep the stop string in the text. Default false.")
+    ignore_eos: bool | None = Field(None, description="Go on after end-of-sequence tokens. Default false.")
+    min_tokens: Annotated[Int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="Output tokens before anything may end an answer. Default 0."
+    )
+    skip_special_tokens: bool | None = Field(None, description="Leave special tokens out of the text. Default true.")
+    return_token_ids: bool | None = Field(None, description="Return `prompt_token_ids` and each choice's `token_ids`. Default false.")
+    stream: bool | None = Field(None, description="Send server-sent events as tokens are made. Default false.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    user: str | None = Field(None, description="Accepted; nothing depends on it.")
+
+    frequency_penalty: Zero = no("only 0 is")
+    presence_penalty: Zero = no("only 0 is")
+    repetition_penalty: One = no("only 1 is")
+    logit_bias: EmptyObject = no("only an empty map is")
+
+    def _sampling(self, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+        """Raises ``APIError`` for fields that contradict each other."""
+        if self.min_tokens is not None and self.min_tokens > max_tokens:
+            raise invalid("min_tokens", self.min_tokens, f"must not exceed the output limit ({max_tokens} tokens)")
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options", self.stream_options.model_dump(exclude_unset=True), "only allowed when stream is true")
+        optional = {
+            name: value
+            for name in (
+                "n",
+                "temperature",
+                "top_p",
+                "top_k",
+                "min_p",
+                "min_tokens",
+                "include_stop_str_in_output",
+                "ignore_eos",
+                "skip_special_tokens",
+            )
+            if (value := getattr(self, name)) is not None
+        }
+        return SamplingParams(
+            seed=self.seed,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            output_kind=RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
+            **optional,
+        )
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`."""
+
+    prompt: Prompt = Field(description="Text, token ids, or a list of either; each prompt is answered on its own.")
+    max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
+        None, description=f"At most this many output tokens. Default {DEFAULT_COMPLETION_TOKENS}, or as many as the context leaves."
+    )
+    echo: bool | None = Field(None, description="Begin the text with the prompt. Not together with `logprobs`. Default false.")
+    best_of: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Only equal to `n`.")
+    logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="Log-probabilities of the chosen token and this many alternatives."
+    )
+    add_special_tokens: bool | None = Field(None, description="Let the tokenizer add its own special tokens to the prompt. Default true.")
+
+    suffix: Literal[""] | None = no("the model does not fill in the middle; leave it out")
+
+    def check(self) -> None:
+        """Raises ``APIError`` for fields that contradict each other."""
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise unsupported("best_of", self.best_of, f"it must equal n ({self.n or 1})")
+        if self.echo and self.logprobs is not None:
+            raise unsupported("echo", True, "log-probabilities of the prompt are not computed; drop either echo or logprobs")
+
+    def sampling(self, room: int) -> SamplingParams:
+        """``room``: output tokens the context leaves."""
+        return self._sampling(max_tokens=self.max_tokens or min(DEFAULT_COMPLETION_TOKENS, room), logprobs=self.logprobs)
+
+
+class TextPart(Strict):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = Annotated[
+    Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("list")],
+    Discriminator(_text_kind),
+]
+
+
+class SystemMessage(Strict):
+    """Instructions to the model."""
+
+    role: Literal["system"]
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(Strict):
+    """Instructions to the model; templates see the role `system`."""
+
+    role: Literal["developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(Strict):
+    """What the user said."""
+
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class AssistantMessage(Strict):
+    """What the model said before. The empty fields are those of an answer that a client hands back as it came."""
+
+    role: Literal["assistant"]
+    content: Content
+    name: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing = None
+    annotations: Nothing = None
+
+
+Message = Annotated[SystemMessage | DeveloperMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+
+
+class TextFormat(Strict):
+    """Free text, the only response format."""
+
+    type: Literal["text"]
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
+        description="The conversation so far; content is text or text parts."
+    )
+    max_completion_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
+        None, description="At most this many output tokens. Default: what the context leaves."
+    )
+    max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(None, description="The older name of `max_completion_tokens`.")
+    logprobs: bool | None = Field(None, description="Return log-probabilities of the output tokens. Default false.")
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(None, description="Alternatives per token; needs `logprobs`.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="More variables for the chat template.")
+    add_generation_prompt: bool | None = Field(None, description="End the prompt with the opening of an answer. Default true.")
+    continue_final_message: bool | None = Field(
+        None, description="Go on writing the last message, which must be the assistant's. Default false."
+    )
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(None, description="Accepted; nothing is stored.")
+    safety_identifier: str | None = Field(None, description="Accepted; nothing depends on it.")
+    prompt_cache_key: str | None = Field(None, description="Accepted; prefixes are always shared.")
+    parallel_tool_calls: bool | None = Field(None, description="Accepted; there are no tools.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier.")
+
+    tools: Nothing = no("leave it out")
+    tool_choice: Literal["none", "auto"] | None = no("only none and auto are")
+    functions: Nothing = no("leave it out")
+    function_call: Literal["none", "auto"] | None = no("only none and auto are")
+    response_format: TextFormat | None = no('only {"type": "text"} is')
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = no('only ["text"] is')
+    audio: None = no("leave it out")
+    prediction: None = no("leave it out")
+    reasoning_effort: Literal["none"] | None = no("only none is")
+    verbosity: Literal["medium"] | None = no("only medium is")
+    web_search_options: None = no("leave it out")
+    moderation: None = no("leave it out")
+    store: Literal[False] | None = no("only false is")
+    prompt_cache_retention: Literal["in_memory"] | None = no("only in_memory is")
+    prompt_cache_options: None = no("leave it out")
+
+    def check(self) -> None:
+        """Raises ``APIError`` for fields that contradict each other."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise invalid("top_logprobs", self.top_logprobs, "only allowed when logprobs is true")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise invalid(
+                "max_tokens", self.max_tokens, f"contradicts max_completion_tokens ({self.max_completion_tokens}); give one of them"
+            )
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise invalid("add_generation_prompt", True, "cannot be combined with continue_final_message")
+            if self.messages[-1].role != "assistant":
+                raise invalid(
+                    "continue_final_message", True, f"the last message must be the assistant's, not the {self.messages[-1].role}'s"
+                )
+        for name in self.chat_template_kwargs or {}:
+            if name in ("messages", "tools", "add_generation_prompt") or not name.isidentifier():
+                raise invalid(f"chat_template_kwargs.{name}", "…", "is not a variable the template can be given this way")
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def sampling(self, room: int) -> SamplingParams:
+        """``room``: output tokens the context leaves."""
+        return self._sampling(max_tokens=self.output_limit or room, logprobs=(self.top_logprobs or 0) if self.logprobs else None)

@@ -1,0 +1,122 @@
+"""What the endpoints answer, as models for ``/openapi.json``. The answers themselves are built as plain dictionaries and strings;
+the tests hold them against these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = Field(description="Prompt tokens whose KV came out of the prefix cache.")
+
+
+class Usage(BaseModel):
+    """Tokens of a whole request, over all its prompts and choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionLogprobs(BaseModel):
+    """Parallel lists with one entry per output token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int] = Field(description="Characters of the choice's text in front of the token.")
+
+
+class CompletionChoice(BaseModel):
+    index: int = Field(description="Number of the prompt times `n`, plus the number of the answer.")
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = Field(description="The stop string or token id that ended the answer; null for end-of-sequence.")
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+
+
+class Completion(BaseModel):
+    """`text_completion`; a stream sends the same object in pieces, as server-sent events that end with `[DONE]`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str = Field(description="Build, ISA family, weights and KV dtype: the scope in which a seed repeats its tokens.")
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class TokenLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChosenTokenLogprob]
+    refusal: None
+
+
+class ChatMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = Field(description="The stop string or token id that ended the answer; null for end-of-sequence.")
+    token_ids: list[int] | None = None
+
+
+class ChatCompletion(BaseModel):
+    """`chat.completion`; a stream sends `chat.completion.chunk` objects with a `delta` each, as server-sent events up to `[DONE]`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str = Field(description="Build, ISA family, weights and KV dtype: the scope in which a seed repeats its tokens.")
+    service_tier: None
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int = Field(description="Prompt and output tokens a sequence can hold.")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Version(BaseModel):
+    version: str
+    model: str
+    system_fingerprint: str
+    config: dict[str, Any] = Field(description="The engine's configuration.")
