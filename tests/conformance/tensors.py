@@ -69,3 +69,11 @@ def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:
                 has_minimum = tensor.type is TensorType.Q4_1
                 flat = scale * q + (blocks[:, 2:4].copy().view(np.float16) if has_minimum else -8 * scale)
     return np.asarray(flat, np.float64).reshape(tensor.shape)
+
+
+def minimum_of(tensor: Tensor) -> npt.NDArray[np.float64]:
+    """The part of each integer weight that does not depend on q: 0, -8 · scale or the stored minimum."""
+    blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
+    first, second = (blocks[:, i : i + 2].copy().view(np.float16).astype(np.float64) for i in (0, 2))
+    of_block = {TensorType.Q8_0: 0 * first, TensorType.Q4_0: -8 * first, TensorType.Q4_1: second}[tensor.type]
+    return np.repeat(of_block, 32).reshape(tensor.shape)
