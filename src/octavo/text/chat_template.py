@@ -1,8 +1,9 @@
 """``ChatTemplate``: messages to prompt, by the Jinja template that a checkpoint carries.
 
-Templates are programs from strangers, so they run in Jinja's immutable sandbox. The environment is the one that templates
-are written for (Hugging Face transformers, ``utils/chat_template_utils.py``): trimmed blocks, ``break`` and
-``continue``, ``raise_exception``, ``strftime_now``, a ``tojson`` that escapes nothing, and the ``generation`` tag.
+Templates are programs from strangers, so they run in Jinja's immutable sandbox and see only plain data: strings, numbers,
+lists and dictionaries. The environment is the one that templates are written for (Hugging Face transformers,
+``utils/chat_template_utils.py``): trimmed blocks, ``break`` and ``continue``, ``raise_exception``, ``strftime_now``, a ``tojson``
+that escapes nothing, and the ``generation`` tag.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 if TYPE_CHECKING:
     from octavo.weights.tensor import Checkpoint
@@ -31,9 +34,39 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Dict:
+    """``dict`` without the class behind it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """Jinja's ``namespace``, whose assignments the sandbox does not watch: names beginning with ``_`` are refused."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # ``namespace(self=1)`` is allowed, hence no named argument
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}: names that begin with an underscore are refused")
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -61,6 +94,8 @@ def _environment() -> jinja2.Environment:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.globals["dict"] = _Dict()
+    environment.globals["namespace"] = _Namespace
     return environment
 
 
@@ -86,15 +121,20 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
         """The prompt. Content given as text parts is joined by newlines; ``kwargs`` are further variables of the template.
 
         Raises ``ValueError`` when a message is malformed (saying which and why) or the template refuses the messages.
         """
-        variables: dict[str, Any] = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or "", **kwargs}
-        variables |= {"messages": _normalised(messages), "tools": tools or None, "add_generation_prompt": add_generation_prompt}
+        variables: dict[str, Any] = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or "", "documents": None}
+        variables |= {name: _plain(value, name) for name, value in kwargs.items()}
+        variables |= {
+            "messages": _normalised(messages),
+            "tools": _plain(tools, "tools") if tools else None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
             return self._template.render(variables)
         except jinja2.TemplateError as error:
@@ -137,16 +177,35 @@ def _normalised(messages: Sequence[Message]) -> list[dict[str, Any]]:
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise ValueError(f"{where}.role={role!r} is invalid: it must be a non-empty string")
-        copy = dict(message)
-        if "content" in copy:
-            copy["content"] = _text_content(copy["content"], f"{where}.content")
-        result.append(copy)
+        result.append(
+            {
+                str(name): _text_content(value, f"{where}.content") if name == "content" else _plain(value, f"{where}.{name}")
+                for name, value in message.items()
+            }
+        )
     return result
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy made of JSON's types alone, so that a template gets no object with methods of its own."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise ValueError(f"{where} is invalid: {type(value).__name__} is not one of JSON's types")
 
 
 def _text_content(content: Any, where: str) -> str | None:
     if content is None or isinstance(content, str):
-        return content
+        return content if content is None else str.__str__(content)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise ValueError(f"{where} is invalid: it must be a string or a list of parts, not {type(content).__name__}")
     texts = []
