@@ -100,7 +100,10 @@ def from_engine(error: ValueError) -> APIError:
     """400 for what the engine refused at its door; its messages begin with ``field=value`` where a field is to blame."""
     message = str(error)
     found = _ENGINE_REFUSAL.match(message)
-    return APIError(400, message, param=found.group(1) if found else None, code="invalid_value")
+    param = found.group(1) if found else None
+    if param is not None and param.startswith("prompt_token_ids"):
+        param = "prompt"  # the only way ids get in
+    return APIError(400, message, param=param, code="invalid_value")
 
 
 def shown(value: object) -> str:
@@ -145,6 +148,8 @@ def from_validation(error: ValidationError, body: bytes, model: type[BaseModel])
                 return APIError(400, f"{param} is required", param=param, code="missing_required_parameter")
             value = value[name]
         return invalid(param, value, f"must be one of {expected}")
+    if kind == "too_short":
+        return invalid(param, value, "must not be empty")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
     return invalid(param, value, _lower(message.removeprefix("Value error, ")).replace("input should be", "must be", 1), code=code)
 

@@ -121,13 +121,14 @@ class Service:
         self, prompts: Sequence[list[int]], params: SamplingParams, request_id: str, account: Account
     ) -> AsyncGenerator[Batch, None]:
         """Run every prompt; closing this ends them all. Raises ``APIError``; what the engine refuses, before the first output."""
-        account.prompt_tokens = sum(map(len, prompts))
         cached = [0] * len(prompts)
         begun = False
         try:
             async with aclosing(self._merged(prompts, params, request_id)) as batches:
                 async for batch in batches:
-                    begun = True
+                    if not begun:
+                        begun = True
+                        account.prompt_tokens = sum(map(len, prompts))
                     account.last_token_s = time.monotonic()
                     for index, output in batch:
                         cached[index] = output.num_cached_tokens

@@ -50,12 +50,16 @@ Prompt = Annotated[
     | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("list of strings")]
     | Annotated[TokenIds, Tag("list of token ids")]
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True), Tag("list of token id lists")],
-    Discriminator(_prompt_kind),
+    Discriminator(
+        _prompt_kind,
+        custom_error_type="prompt_type",
+        custom_error_message="must be a string, a list of strings, a list of token ids or a list of lists of token ids",
+    ),
 ]
 StopString = Annotated[str, Field(min_length=1)]
 Stop = Annotated[
     Annotated[StopString, Tag("string")] | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("list")],
-    Discriminator(_text_kind),
+    Discriminator(_text_kind, custom_error_type="stop_type", custom_error_message="must be a string or a list of strings"),
 ]
 Nothing = Annotated[list[Any], Field(max_length=0)] | None
 EmptyObject = Annotated[dict[str, Any], Field(max_length=0)] | None
@@ -199,7 +203,7 @@ class TextPart(Strict):
 
 Content = Annotated[
     Annotated[str, Tag("string")] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag("list")],
-    Discriminator(_text_kind),
+    Discriminator(_text_kind, custom_error_type="content_type", custom_error_message="must be a string or a list of text parts"),
 ]
 
 
