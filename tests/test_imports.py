@@ -244,3 +244,13 @@ def test_importing_octavo_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    """``docs/dependencies.md`` has a row for each requirement of ``pyproject.toml``, build and extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    requirements = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    requirements += [name for extra in project["project"]["optional-dependencies"].values() for name in extra]
+    named = {normal(re.match(r"[A-Za-z0-9._-]+", requirement)[0]) for requirement in requirements}  # type: ignore[index]
+    explained = {normal(name) for name in re.findall(r"^\| `([^`]+)` \| \S", (ROOT / "docs" / "dependencies.md").read_text(), re.MULTILINE)}
+    assert named <= explained, f"docs/dependencies.md does not say why: {', '.join(sorted(named - explained))}"

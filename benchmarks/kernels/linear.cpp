@@ -29,7 +29,16 @@ namespace {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// A team that runs one function on every thread and waits; it spins, as the calls are short.
+// Spins, as the calls are short, but gives the core away if that takes long: other work may hold the other thread's core.
+template <class Condition>
+void wait_until(Condition condition) {
+  for (int spins = 0; !condition(); ++spins) {
+    if (spins < 5000) _mm_pause();
+    else std::this_thread::yield();
+  }
+}
+
+// A team that runs one function on every thread and waits.
 class Team {
  public:
   explicit Team(int size) : size_(size) {
@@ -46,13 +55,13 @@ class Team {
     running_ = size_ - 1;
     ++generation_;
     work(0);
-    while (running_ > 0) _mm_pause();
+    wait_until([this] { return running_ == 0; });
   }
 
  private:
   void serve(int t) {
     for (int seen = 0;;) {
-      while (generation_ == seen) _mm_pause();
+      wait_until([this, seen] { return generation_ != seen; });
       ++seen;
       if (stop_) return;
       (*work_)(t);

@@ -72,9 +72,9 @@ WORDS = {
         "memory": "peak memory of the server under that load, MiB",
         "start": "server start until it answers, s",
         "note": (
-            "Medians of {reps}, alternating, on {cores} cores of {cpu}, {threads} threads each, {model}, greedy; other processes took at "
-            "most {other:.1%} of the CPU. llama.cpp is {llama} (from llama-cpp-python {sdist}, native build; {slots} slots, its best here); "
-            "Octavo is {octavo}. `make bench-peers` measures it again."
+            "Medians of {reps}, alternating, on {cores} cores of {cpu}, {threads} threads each, {model}, greedy; other processes took "
+            "at most {other:.1%} of the CPU. llama.cpp is {llama} (from llama-cpp-python {sdist}, native build; {slots} slots, its best "
+            "here); Octavo is {octavo}. `make bench-peers` measures it again."
         ),
     },
     "zh": {
