@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from octavo.cli.options import ModelOption, debug_option, engine_options
-from octavo.config import DEFAULT_MODEL
+from octavo.config import DEFAULT_MODEL, EngineConfig
 
 if TYPE_CHECKING:
     from octavo.cli.measure import Load, Run
@@ -107,6 +107,7 @@ def _bench(
     from octavo.cli.progress import counting, fetch, working
 
     load = Load(*shape)
+    EngineConfig(model=model, **engine)  # a setting that is invalid is refused before a model is fetched
     if reps < 1 or warmup < 0:
         raise ValueError(f"--reps {reps} --warmup {warmup} is invalid: at least 1 repetition is measured, and at least 0 before it are not")
     if json_file is not None:

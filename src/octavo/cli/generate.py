@@ -12,7 +12,7 @@ import typer
 
 from octavo.cli.options import ModelOption, engine_options, sampling_options
 from octavo.cli.run import EXIT_FAULT, EXIT_INTERRUPTED, say
-from octavo.config import DEFAULT_MODEL
+from octavo.config import DEFAULT_MODEL, EngineConfig
 
 if TYPE_CHECKING:
     from octavo.engine.outputs import RequestOutput
@@ -53,6 +53,7 @@ def generate(
     from octavo.cli.progress import fetch, working
     from octavo.decoding.params import RequestOutputKind, SamplingParams
 
+    EngineConfig(model=model, **engine)  # a setting that is invalid is refused before a model is fetched
     params = SamplingParams(**{**sampling, "stop": sampling["stop"] or None}, output_kind=RequestOutputKind.DELTA)
     path = fetch(model)
     with working(f"Loading {path.name} …"):

