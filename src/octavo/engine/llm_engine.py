@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence as SequenceOf
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from typing import Any, TypedDict
 
 from octavo.config import EngineConfig
@@ -91,7 +92,8 @@ class LLMEngine:
             raise ValueError("prompt is empty: it must have at least one token")
         if len(token_ids) >= self.max_model_len:
             raise ValueError(
-                f"prompt has {len(token_ids)} tokens: the context length is {self.max_model_len}, of which at least one must be left to generate"
+                f"prompt has {len(token_ids)} tokens: the context length is {self.max_model_len}, "
+                "of which at least one must be left to generate"
             )
         room = self.max_model_len - len(token_ids)
         request = Request(

@@ -67,8 +67,9 @@ class Scheduler:
         needed = self.kv.blocks_for(sequence.num_prompt_tokens) + sequence.request.params.n
         if needed > self.kv.num_blocks:
             raise ValueError(
-                f"the prompt's {sequence.num_prompt_tokens} tokens and {sequence.request.params.n} branch(es) need {needed} KV blocks of "
-                f"{self.kv.block_size} tokens, but the whole cache has {self.kv.num_blocks}: raise kv_cache_memory_bytes or shorten the prompt"
+                f"the prompt's {sequence.num_prompt_tokens} tokens and its {sequence.request.params.n} branch(es) need {needed} blocks "
+                f"of {self.kv.block_size} tokens, but the whole cache has {self.kv.num_blocks}: raise kv_cache_memory_bytes "
+                "or shorten the prompt"
             )
         self.waiting.append(sequence)
 
@@ -125,7 +126,9 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Recounts every block reference. Raises ``AssertionError``."""
-        self.kv.check_integrity(s.table for s in (*self.running, *self.waiting))
+        everyone = (*self.running, *self.waiting)
+        self.kv.check_integrity(s.table for s in everyone)
+        assert all(s.num_computed_tokens <= len(s.table) * self.kv.block_size for s in everyone)
         assert all(s.status is RequestStatus.RUNNING for s in self.running)
         assert all(s.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) for s in self.waiting)
         assert [s.order for s in self.running] == sorted(s.order for s in self.running)

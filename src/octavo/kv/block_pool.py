@@ -81,12 +81,14 @@ class FreeList:
 
     def pop_left(self) -> Block:
         block = self._head.next_free
-        assert block is not None and block is not self._tail
+        assert block is not None
+        assert block is not self._tail
         self.remove(block)
         return block
 
     def remove(self, block: Block) -> None:
-        assert block.prev_free is not None and block.next_free is not None
+        assert block.prev_free is not None
+        assert block.next_free is not None
         self._link(block.prev_free, block.next_free)
         block.prev_free = block.next_free = None
         self._length -= 1
@@ -168,7 +170,8 @@ class BlockPool:
     def publish(self, block: Block, content_hash: BlockHash) -> Block:
         """Names a full, computed block. Returns the block known by that name, which is another one if
         the same contents were there before: the caller may then share that one and release its own."""
-        assert block.ref_count > 0 and block.content_hash is None
+        assert block.ref_count > 0
+        assert block.content_hash is None
         known = self._index.setdefault(content_hash, block)
         if known is block:
             block.content_hash = content_hash
