@@ -49,9 +49,10 @@ def _fail(name: str, index: Any, value: Any, hint: str) -> NoReturn:
 
 
 def _all(name: str, array: npt.NDArray[Any], valid: npt.NDArray[np.bool_], hint: str) -> None:
-    """Reports the first entry where ``valid`` is false."""
+    """Reports the first entry where ``valid`` is false; a shorter ``valid`` speaks of the last entries."""
     if not valid.all():
         index = np.argwhere(~valid)[0]
+        index[0] += len(array) - len(valid)
         _fail(name, index, array[tuple(index)], hint)
 
 
@@ -70,22 +71,17 @@ def check_step(step: StepInput, options: CompileOptions, vocab_size: int, num_bl
     _length("query_start_loc", step.query_start_loc, num_seqs + 1, "seq_lens plus one")
     _length("block_tables", step.block_tables, num_seqs, "seq_lens")
 
-    starts = step.query_start_loc
+    starts = step.query_start_loc.astype(np.int64)
     if starts[0] != 0:
         _fail("query_start_loc", 0, starts[0], "the first sequence starts at row 0")
-    _all("query_start_loc", starts[1:], np.diff(starts) > 0, "every sequence needs at least one row")
+    _all("query_start_loc", starts, np.diff(starts) > 0, "every sequence needs at least one row")
     if starts[-1] != num_tokens:
         _fail("query_start_loc", num_seqs, starts[-1], f"the last sequence ends at row {num_tokens}")
 
     _all("token_ids", step.token_ids, (step.token_ids >= 0) & (step.token_ids < vocab_size), f"must be in [0, {vocab_size})")
-    lens = step.seq_lens
+    lens = step.seq_lens.astype(np.int64)
     _all("seq_lens", lens, lens >= np.diff(starts), "shorter than the sequence's rows of this step")
     _all("seq_lens", lens, lens <= options.max_model_len, f"more than max_model_len={options.max_model_len}")
-    rows = np.arange(num_tokens)
-    owner = np.repeat(np.arange(num_seqs), np.diff(starts))
-    expected = lens[owner] - (starts[owner + 1] - rows)
-    _all("positions", step.positions, step.positions == expected, "positions are consecutive and end at seq_lens - 1")
-
     size = options.block_size
     needed = -(-lens // size)
     width = step.block_tables.shape[1]
@@ -93,12 +89,16 @@ def check_step(step: StepInput, options: CompileOptions, vocab_size: int, num_bl
     unread = np.arange(width)[None, :] >= needed[:, None]
     inside = (step.block_tables >= 0) & (step.block_tables < num_blocks)
     _all("block_tables", step.block_tables, unread | inside, f"must be in [0, {num_blocks})")
+    rows = np.arange(num_tokens)
+    owner = np.repeat(np.arange(num_seqs), np.diff(starts))
+    expected = lens[owner] - (starts[owner + 1] - rows)
+    _all("positions", step.positions, step.positions == expected, "positions are consecutive and end at seq_lens - 1")
     slots = step.block_tables[owner, expected // size].astype(np.int64) * size + expected % size
     _all("slot_mapping", step.slot_mapping, step.slot_mapping == slots, "is not the slot that block_tables gives for the position")
 
-    wanted = step.logits_rows
+    wanted = step.logits_rows.astype(np.int64)
     _all("logits_rows", wanted, (wanted >= 0) & (wanted < num_tokens), f"must be in [0, {num_tokens})")
-    _all("logits_rows", wanted[1:], np.diff(wanted) > 0, "must be ascending")
+    _all("logits_rows", wanted, np.diff(wanted) > 0, "must be ascending")
 
 
 def check_choices(logits: npt.NDArray[np.float32], batch: ChoiceBatch) -> None:
@@ -120,5 +120,5 @@ def check_choices(logits: npt.NDArray[np.float32], batch: ChoiceBatch) -> None:
     _all("num_logprobs", batch.num_logprobs, batch.num_logprobs >= -1, "must be -1 (none) or more")
     choices, tokens = batch.edit_choices, batch.edit_tokens
     _all("edit_choices", choices, (choices >= 0) & (choices < len(batch.rows)), f"must be in [0, {len(batch.rows)})")
-    _all("edit_choices", choices[1:], np.diff(choices) >= 0, "must be sorted by choice")
+    _all("edit_choices", choices, np.diff(choices) >= 0, "must be sorted by choice")
     _all("edit_tokens", tokens, (tokens >= 0) & (tokens < vocab_size), f"must be in [0, {vocab_size})")

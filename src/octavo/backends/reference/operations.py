@@ -34,7 +34,7 @@ def quantize_activations(x: Float32Array) -> Float64Array:
     scale = max|x| / 127 and q = round-half-to-even(x / scale), both in float32; returns scale · q.
     A group of zeros stays zeros; a NaN or an infinity makes its whole group NaN.
     """
-    groups = x.reshape(len(x), -1, GROUP)
+    groups = x.reshape(len(x), x.shape[1] // GROUP, GROUP)
     scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         q = np.rint(groups / scale)  # float32 / float32
@@ -71,7 +71,7 @@ def rope_table(op: Rope, max_model_len: int) -> tuple[Float32Array, Float32Array
 
 def rope(x: Float32Array, cos: Float32Array, sin: Float32Array, op: Rope) -> Float32Array:
     """Rotates the pairs of each head of x (T, heads · head_dim) by the angles of its row: cos, sin (T, rotary_dim / 2)."""
-    heads = x.reshape(len(x), -1, op.head_dim)
+    heads = x.reshape(len(x), x.shape[1] // op.head_dim, op.head_dim)
     half = op.rotary_dim // 2
     if op.style is RopeStyle.INTERLEAVED:
         first, second = slice(0, op.rotary_dim, 2), slice(1, op.rotary_dim, 2)
