@@ -68,6 +68,7 @@ class AsyncLLM:
         self._old_switch_interval_s = sys.getswitchinterval()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._accepting = True
         self.start()
 
     @property
@@ -102,7 +103,7 @@ class AsyncLLM:
 
     @property
     def is_running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive() and self.error is None
+        return self._accepting
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -117,11 +118,12 @@ class AsyncLLM:
         params = sampling_params or SamplingParams()
         request_id = request_id or f"req-{next(self._counter)}"
         text, token_ids = await self._tokenize(prompt)
-        if not self.is_running:
-            raise self._dead()
         if request_id in self._streams:
             raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
         stream = self._streams[request_id] = _Stream()
+        if not self._accepting:  # looked at after the stream is there: from now on the thread tells it when it ends
+            del self._streams[request_id]
+            raise self._dead()
         finished = False
         self._commands.put(lambda: self._add(request_id, text, token_ids, params))
         try:
@@ -183,6 +185,8 @@ class AsyncLLM:
         except BaseException as error:
             logger.exception("the engine has failed")
             self.error = error
+        finally:
+            self._accepting = False
             for request_id, stream in list(self._streams.items()):
                 self._post(stream.loop, [(request_id, self._dead())])
 
