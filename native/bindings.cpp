@@ -1,0 +1,299 @@
+// The Python module octavo._native: a thin skin over Executor. Every call that computes releases the GIL; errors arrive
+// as ValueError (std::invalid_argument), MemoryError (std::bad_alloc) or RuntimeError.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+
+#include "executor.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace octavo {
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Table = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+std::span<const T> span(const Array<T>& array) {
+  return {array.data(), array.size()};
+}
+
+// A new NumPy array of that shape, uninitialised.
+template <class T>
+nb::ndarray<nb::numpy, T> new_array(std::initializer_list<std::size_t> shape) {
+  std::size_t size = 1;
+  for (const std::size_t extent : shape) size *= extent;
+  auto* data = new T[size == 0 ? 1 : size];
+  const nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(data, shape, owner);
+}
+
+// An executor that one thread at a time may use, until it is closed.
+class PyExecutor {
+ public:
+  PyExecutor(const std::string& isa, int num_threads, bool fp16_kv, std::int64_t max_tokens, std::int64_t max_logits_rows,
+             std::int64_t max_model_len, std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim)
+      : executor_(std::make_unique<Executor>(
+            select_isa_family(isa), ExecutorOptions{num_threads, fp16_kv ? KvType::F16 : KvType::F32, max_tokens, max_logits_rows,
+                                                    max_model_len, num_layers, num_kv_heads, head_dim})) {}
+
+  class Use {
+   public:
+    explicit Use(PyExecutor& owner) : owner_(owner) {
+      if (owner_.busy_.exchange(true)) throw std::runtime_error("the executable is in use by another thread");
+      if (!owner_.executor_) {
+        owner_.busy_ = false;
+        throw std::runtime_error("the executable has been closed");
+      }
+    }
+    ~Use() { owner_.busy_ = false; }
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+    Executor* operator->() const { return owner_.executor_.get(); }
+
+   private:
+    PyExecutor& owner_;
+  };
+
+  void close() {
+    if (busy_.exchange(true)) throw std::runtime_error("the executable is in use by another thread");
+    {
+      const nb::gil_scoped_release release;
+      if (executor_) arena_ = executor_->release_arena();
+      executor_.reset();
+    }
+    busy_ = false;
+  }
+
+ private:
+  std::unique_ptr<Executor> executor_;
+  MappedMemory arena_;  // of a closed executor: arrays of logits may still look at it
+  std::atomic<bool> busy_{false};
+};
+
+int add_matrix(PyExecutor& self, SourceType source, bool dequantize, Table<std::uint8_t> data, std::int64_t n, std::int64_t k) {
+  if (static_cast<std::int64_t>(data.shape(0)) != n || data.shape(1) != source_row_bytes(source, k)) {
+    throw std::invalid_argument("data of (" + std::to_string(data.shape(0)) + ", " + std::to_string(data.shape(1)) +
+                                ") bytes is not a matrix of (" + std::to_string(n) + ", " + std::to_string(k) + ") weights");
+  }
+  const PyExecutor::Use use(self);
+  const nb::gil_scoped_release release;
+  return use->add_matrix(source, dequantize ? WeightFormat::F32 : lossless_format(source), data.data(), n, k);
+}
+
+int add_vector(PyExecutor& self, Array<float> values) {
+  const PyExecutor::Use use(self);
+  return use->add_vector(span(values));
+}
+
+int add_rope_table(PyExecutor& self, Array<double> inv_freq, double attention_factor, RopeStyle style) {
+  const PyExecutor::Use use(self);
+  const nb::gil_scoped_release release;
+  return use->add_rope_table(span(inv_freq), attention_factor, style);
+}
+
+void emit_linear(PyExecutor& self, std::optional<Slice> x, std::optional<QuantisedSlice> quantised,
+                 const std::vector<std::pair<int, int>>& parts, std::optional<Slice> residual, const Slice& out) {
+  LinearOp op{x, quantised, {}, residual, out};
+  for (const auto& [matrix, bias] : parts) op.parts.push_back({matrix, bias});
+  PyExecutor::Use(self)->emit(std::move(op));
+}
+
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+Logits run(nb::handle_t<PyExecutor> handle, Array<std::int32_t> token_ids, Array<std::int32_t> positions,
+           Array<std::int32_t> query_start_loc, Array<std::int32_t> seq_lens, Table<std::int32_t> block_tables,
+           Array<std::int64_t> slot_mapping, Array<std::int32_t> logits_rows) {
+  const PyExecutor::Use use(nb::cast<PyExecutor&>(handle));
+  const Step step{span(token_ids),
+                  span(positions),
+                  span(query_start_loc),
+                  span(seq_lens),
+                  block_tables.data(),
+                  static_cast<std::int64_t>(block_tables.shape(0)),
+                  static_cast<std::int64_t>(block_tables.shape(1)),
+                  span(slot_mapping),
+                  span(logits_rows)};
+  const float* logits = nullptr;
+  {
+    const nb::gil_scoped_release release;
+    logits = use->run(step);
+  }
+  const Slice& slice = use->logits();
+  return Logits(const_cast<float*>(logits), {logits_rows.size(), static_cast<std::size_t>(slice.width)}, handle, {slice.stride, 1});
+}
+
+nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> logits, Array<std::int32_t> rows,
+                 Array<float> temperature, Array<std::int32_t> top_k, Array<float> top_p, Array<float> min_p,
+                 Array<std::uint64_t> seed, Array<std::uint32_t> branch, Array<std::uint32_t> position,
+                 Array<std::int32_t> num_logprobs, Array<std::int32_t> edit_choices, Array<std::int32_t> edit_tokens,
+                 Array<float> edit_values) {
+  const PyExecutor::Use use(self);
+  const auto vocab_size = static_cast<std::int64_t>(logits.shape(1));
+  if (logits.stride(1) != 1 && vocab_size > 1) throw std::invalid_argument("logits must be contiguous along the vocabulary");
+  if (vocab_size != use->logits().width) {
+    throw std::invalid_argument("logits has " + std::to_string(vocab_size) + " columns, but the vocabulary has " +
+                                std::to_string(use->logits().width));
+  }
+  const ChoiceRequest request{logits.data(),       static_cast<std::int64_t>(logits.shape(0)),
+                              vocab_size,          logits.stride(0),
+                              span(rows),          span(temperature),
+                              span(top_k),         span(top_p),
+                              span(min_p),         span(seed),
+                              span(branch),        span(position),
+                              span(num_logprobs),  span(edit_choices),
+                              span(edit_tokens),   span(edit_values)};
+  check_choices(request);
+  const std::size_t n = rows.size();
+  std::int32_t width = 0;
+  for (const std::int32_t k : request.num_logprobs) width = std::max(width, k);
+  if (width > vocab_size) throw std::invalid_argument("num_logprobs=" + std::to_string(width) + " is more than the vocabulary has");
+  auto token_ids = new_array<std::int32_t>({n});
+  auto logprobs = new_array<float>({n});
+  auto ranks = new_array<std::int32_t>({n});
+  auto top_ids = new_array<std::int32_t>({n, static_cast<std::size_t>(width)});
+  auto top_logprobs = new_array<float>({n, static_cast<std::size_t>(width)});
+  const ChoiceResult result{token_ids.data(), logprobs.data(), ranks.data(), top_ids.data(), top_logprobs.data(), width};
+  {
+    const nb::gil_scoped_release release;
+    use->choose(request, result);
+  }
+  return nb::make_tuple(token_ids, logprobs, ranks, top_ids, top_logprobs);
+}
+
+void copy_blocks(PyExecutor& self, Table<std::int32_t> pairs) {
+  if (pairs.shape(1) != 2) {
+    throw std::invalid_argument("pairs must be (n, 2) source and destination blocks, not " + std::to_string(pairs.shape(1)) + " wide");
+  }
+  const PyExecutor::Use use(self);
+  const std::int32_t* p = pairs.data();
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    if (p[i] >= 0 && p[i] < use->num_blocks()) continue;
+    throw std::invalid_argument("pairs[" + std::to_string(i / 2) + ", " + std::to_string(i % 2) + "] = " + std::to_string(p[i]) +
+                                " is invalid: must be in [0, " + std::to_string(use->num_blocks()) + ")");
+  }
+  const nb::gil_scoped_release release;
+  for (std::size_t i = 0; i < pairs.size(); i += 2) use->copy_block(p[i], p[i + 1]);
+}
+
+nb::ndarray<nb::numpy, std::uint8_t> read_block(PyExecutor& self, std::int64_t index) {
+  const PyExecutor::Use use(self);
+  const std::span<const std::uint8_t> bytes = use->block(index);
+  auto out = new_array<std::uint8_t>({bytes.size()});
+  std::memcpy(out.data(), bytes.data(), bytes.size());
+  return out;
+}
+
+void write_block(PyExecutor& self, std::int64_t index, Array<std::uint8_t> data) {
+  const PyExecutor::Use use(self);
+  const std::span<std::uint8_t> bytes = use->block(index);
+  if (data.size() != bytes.size()) {
+    throw std::invalid_argument("data must be " + std::to_string(bytes.size()) + " bytes, not " + std::to_string(data.size()));
+  }
+  std::memcpy(bytes.data(), data.data(), bytes.size());
+}
+
+nb::dict profile(PyExecutor& self) {
+  nb::dict seconds;
+  const std::vector<double> values = PyExecutor::Use(self)->profile();
+  for (std::size_t i = 0; i < values.size(); ++i) seconds[kInstructionNames[i]] = values[i];
+  return seconds;
+}
+
+// One emit method per instruction: its fields in order.
+template <class Op, class... Fields>
+auto emit() {
+  return [](PyExecutor& self, Fields... fields) { PyExecutor::Use(self)->emit(Op{fields...}); };
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.attr("BLOCK_SIZE") = kBlockSize;
+  m.def("isa_families", [] {
+    std::vector<std::string> names;
+    for (const IsaFamily& family : available_isa_families()) names.push_back(family.name);
+    return names;
+  });
+  m.def("select_isa_family", [](const std::string& name) { return select_isa_family(name).name; }, "name"_a);
+
+  nb::enum_<SourceType>(m, "SourceType")
+      .value("F32", SourceType::F32)
+      .value("F16", SourceType::F16)
+      .value("BF16", SourceType::BF16)
+      .value("Q8_0", SourceType::Q8_0)
+      .value("Q4_0", SourceType::Q4_0)
+      .value("Q4_1", SourceType::Q4_1);
+  nb::enum_<RopeStyle>(m, "RopeStyle").value("INTERLEAVED", RopeStyle::INTERLEAVED).value("HALF_SPLIT", RopeStyle::HALF_SPLIT);
+  m.def("is_quantised", [](SourceType source) { return quantised(lossless_format(source)); }, "source"_a);
+
+  nb::class_<Slice>(m, "Slice").def(nb::init<std::int64_t, std::int64_t, std::int64_t, bool>(), "offset"_a, "stride"_a, "width"_a,
+                                    "logits"_a);
+  nb::class_<QuantisedSlice>(m, "QuantisedSlice")
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>(), "q"_a, "scale"_a, "sum"_a, "width"_a, "logits"_a);
+
+  using OptionalSlice = std::optional<Slice>;
+  using OptionalQuantised = std::optional<QuantisedSlice>;
+  nb::class_<PyExecutor>(m, "Executor")
+      .def(nb::init<const std::string&, int, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(),
+           nb::kw_only(), "isa"_a, "num_threads"_a, "fp16_kv"_a, "max_tokens"_a, "max_logits_rows"_a, "max_model_len"_a, "num_layers"_a,
+           "num_kv_heads"_a, "head_dim"_a)
+      .def("add_matrix", add_matrix, "source"_a, "dequantize"_a, "data"_a.noconvert(), "n"_a, "k"_a)
+      .def("add_vector", add_vector, "values"_a)
+      .def("add_rope_table", add_rope_table, "inv_freq"_a, "attention_factor"_a, "style"_a)
+      .def("emit_embedding", emit<EmbeddingOp, int, Slice>(), "matrix"_a, "out"_a)
+      .def("emit_rms_norm", emit<RmsNormOp, Slice, int, float, OptionalSlice, OptionalQuantised>(), "x"_a, "weight"_a, "eps"_a,
+           "out"_a.none(), "quantised"_a.none())
+      .def("emit_quantize", emit<QuantizeOp, Slice, QuantisedSlice>(), "x"_a, "out"_a)
+      .def("emit_linear", emit_linear, "x"_a.none(), "quantised"_a.none(), "parts"_a, "residual"_a.none(), "out"_a)
+      .def("emit_rope", emit<RopeOp, Slice, int, std::int64_t, Slice>(), "x"_a, "table"_a, "head_dim"_a, "out"_a)
+      .def("emit_write_kv", emit<WriteKvOp, Slice, Slice, int, std::int64_t>(), "k"_a, "v"_a, "table"_a, "layer"_a)
+      .def("emit_attention", emit<AttentionOp, Slice, int, std::int64_t, std::int64_t, float, Slice>(), "q"_a, "table"_a, "layer"_a,
+           "num_heads"_a, "scale"_a, "out"_a)
+      .def("emit_silu_mul", emit<SiluMulOp, Slice, Slice, OptionalSlice, OptionalQuantised>(), "gate"_a, "up"_a, "out"_a.none(),
+           "quantised"_a.none())
+      .def("emit_add", emit<AddOp, Slice, Slice, Slice>(), "x"_a, "y"_a, "out"_a)
+      .def("emit_select_rows", emit<SelectRowsOp, Slice, Slice>(), "x"_a, "out"_a)
+      .def(
+          "finish",
+          [](PyExecutor& self, std::int64_t arena_bytes, const Slice& logits, std::int64_t vocab_size) {
+            PyExecutor::Use(self)->finish(arena_bytes, logits, vocab_size);
+          },
+          "arena_bytes"_a, "logits"_a, "vocab_size"_a)
+      .def(
+          "allocate_kv",
+          [](PyExecutor& self, std::int64_t num_blocks, bool fill_nan) {
+            const PyExecutor::Use use(self);
+            const nb::gil_scoped_release release;
+            use->allocate_kv(num_blocks, fill_nan);
+          },
+          "num_blocks"_a, "fill_nan"_a)
+      .def("run", run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start_loc"_a.noconvert(), "seq_lens"_a.noconvert(),
+           "block_tables"_a.noconvert(), "slot_mapping"_a.noconvert(), "logits_rows"_a.noconvert())
+      .def("choose", choose, "logits"_a.noconvert(), "rows"_a.noconvert(), "temperature"_a.noconvert(), "top_k"_a.noconvert(),
+           "top_p"_a.noconvert(), "min_p"_a.noconvert(), "seed"_a.noconvert(), "branch"_a.noconvert(), "position"_a.noconvert(),
+           "num_logprobs"_a.noconvert(), "edit_choices"_a.noconvert(), "edit_tokens"_a.noconvert(), "edit_values"_a.noconvert())
+      .def("copy_blocks", copy_blocks, "pairs"_a.noconvert())
+      .def("read_block", read_block, "block"_a)
+      .def("write_block", write_block, "block"_a, "data"_a.noconvert())
+      .def("set_profiling", [](PyExecutor& self, bool enabled) { PyExecutor::Use(self)->set_profiling(enabled); }, "enabled"_a)
+      .def("profile", profile)
+      .def("close", &PyExecutor::close)
+      .def_prop_ro("isa", [](PyExecutor& self) { return PyExecutor::Use(self)->isa(); })
+      .def_prop_ro("block_bytes", [](PyExecutor& self) { return PyExecutor::Use(self)->block_bytes(); })
+      .def_prop_ro("num_blocks", [](PyExecutor& self) { return PyExecutor::Use(self)->num_blocks(); })
+      .def_prop_ro("weight_bytes", [](PyExecutor& self) { return PyExecutor::Use(self)->weight_bytes(); });
+}
+
+}  // namespace octavo

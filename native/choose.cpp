@@ -1,0 +1,255 @@
+#include "choose.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "philox.hpp"
+
+namespace octavo {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr std::int64_t kHeapLimit = 1024;  // up to this top_k a heap beats a selection
+constexpr std::int64_t kSumBlock = 256;
+
+template <class T>
+[[noreturn]] void fail(const char* field, std::size_t index, T value, const std::string& hint) {
+  throw std::invalid_argument(std::string(field) + "[" + std::to_string(index) + "] = " + std::to_string(value) +
+                              " is invalid: " + hint);
+}
+
+template <class T, class Valid>
+void check_all(const char* field, std::span<const T> values, std::size_t length, Valid&& valid, const std::string& hint) {
+  if (values.size() != length) {
+    throw std::invalid_argument(std::string(field) + " has " + std::to_string(values.size()) + " entries, but there are " +
+                                std::to_string(length));
+  }
+  for (std::size_t i = 0; i < length; ++i) {
+    if (!valid(values[i])) fail(field, i, values[i], hint);
+  }
+}
+
+std::string range(std::int64_t end) { return "must be in [0, " + std::to_string(end) + ")"; }
+
+// Scratch of one choice.
+struct Workspace {
+  float* edited;      // (V,)
+  double* weights;    // (V,)
+  std::int32_t* ids;  // (V,)
+  float* values;      // (V,), shares memory with ids
+};
+
+Workspace carve(float* scratch, std::int64_t vocab_size) {
+  const std::int64_t padded = (vocab_size + 7) / 8 * 8;
+  auto* ids = reinterpret_cast<std::int32_t*>(scratch + 3 * padded);
+  return {scratch, reinterpret_cast<double*>(scratch + padded), ids, reinterpret_cast<float*>(ids)};
+}
+
+// The logits of choice r: the model's own, or a copy with its edits.
+const float* apply_edits(const ChoiceRequest& request, std::int64_t r, const float* row, float* edited) {
+  const auto [begin, end] =
+      std::equal_range(request.edit_choices.begin(), request.edit_choices.end(), static_cast<std::int32_t>(r));
+  if (begin == end) return row;
+  std::memcpy(edited, row, static_cast<std::size_t>(request.vocab_size) * sizeof(float));
+  for (auto i = begin - request.edit_choices.begin(); i < end - request.edit_choices.begin(); ++i) {
+    const auto edit = static_cast<std::size_t>(i);
+    edited[request.edit_tokens[edit]] += request.edit_values[edit];
+  }
+  return edited;
+}
+
+// The k-th largest of x, 0 < k < n. `values` has room for n floats.
+float kth_largest(const float* x, std::int64_t n, std::int64_t k, float* values) {
+  if (k > kHeapLimit) {
+    std::memcpy(values, x, static_cast<std::size_t>(n) * sizeof(float));
+    std::nth_element(values, values + (k - 1), values + n, std::greater<>());
+    return values[k - 1];
+  }
+  std::memcpy(values, x, static_cast<std::size_t>(k) * sizeof(float));
+  std::make_heap(values, values + k, std::greater<>());  // the smallest on top
+  for (std::int64_t i = k; i < n; ++i) {
+    if (x[i] <= values[0]) continue;
+    std::pop_heap(values, values + k, std::greater<>());
+    values[k - 1] = x[i];
+    std::push_heap(values, values + k, std::greater<>());
+  }
+  return values[0];
+}
+
+// More probable first, ties by lower id.
+struct MoreProbable {
+  const float* logits;
+  bool operator()(std::int32_t a, std::int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
+};
+
+// Keeps the smallest set of most probable ids whose weight reaches top_p of the total; returns its size, in id order.
+std::int64_t keep_nucleus(const float* logits, const double* weights, double top_p, std::int32_t* ids, std::int64_t count) {
+  double total = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) total += weights[ids[i]];
+  // What weighs less than this cannot be reached: all of it together is less than the share that is cut off.
+  const double negligible = (1.0 - top_p) * total / static_cast<double>(count) * 0.999;
+  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return weights[id] < negligible; }) - ids;
+  const double wanted = top_p * total;
+  double reached = 0.0;
+  std::int64_t size = 0, sorted = 0;
+  for (std::int64_t step = 64; size < count && (size == 0 || reached < wanted); ++size) {
+    if (size == sorted) {
+      sorted = std::min(count, sorted + step);
+      step *= 4;
+      std::partial_sort(ids + size, ids + sorted, ids + count, MoreProbable{logits});
+    }
+    reached += weights[ids[size]];
+  }
+  std::sort(ids, ids + size);
+  return size;
+}
+
+std::int32_t draw_from(const double* weights, const std::int32_t* ids, std::int64_t count, double u) {
+  double total = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) total += weights[ids[i]];
+  const double target = u * total;
+  double reached = 0.0;
+  std::int32_t last = -1;
+  for (std::int64_t i = 0; i < count; ++i) {
+    reached += weights[ids[i]];
+    if (weights[ids[i]] > 0) last = ids[i];
+    if (reached > target) return ids[i];
+  }
+  return last;
+}
+
+double block_sum(const double* weights, std::int64_t begin, std::int64_t end) {
+  double sums[4] = {};
+  for (std::int64_t i = begin; i < end; ++i) sums[i % 4] += weights[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The same over all ids, block by block.
+std::int32_t draw_from_all(const double* weights, std::int64_t count, double total, double u) {
+  const double target = u * total;
+  double reached = 0.0;
+  std::int32_t last = -1;
+  for (std::int64_t begin = 0; begin < count; begin += kSumBlock) {
+    const std::int64_t end = std::min(count, begin + kSumBlock);
+    const double block = block_sum(weights, begin, end);
+    if (block == 0.0) continue;
+    if (reached + block <= target && end < count) {
+      reached += block;
+      continue;
+    }
+    double inside = reached;
+    for (std::int64_t i = begin; i < end; ++i) {
+      inside += weights[i];
+      if (weights[i] > 0) last = static_cast<std::int32_t>(i);
+      if (inside > target) return static_cast<std::int32_t>(i);
+    }
+    reached = inside;
+  }
+  if (last >= 0) return last;
+  for (std::int64_t i = count; i-- > 0;) {  // rounding left the target just beyond the end
+    if (weights[i] > 0) return static_cast<std::int32_t>(i);
+  }
+  return -1;
+}
+
+std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* logits, float max, const ElementwiseKernels& kernels,
+                    const Workspace& work) {
+  const std::int64_t n = request.vocab_size;
+  const double total = kernels.exp_weights(logits, n, max, request.temperature[r], work.weights);
+  const double u = philox_uniform(request.seed[r], request.branch[r], request.position[r]);
+  const double min_p = request.min_p[r], top_p = request.top_p[r];
+  const std::int64_t top_k = request.top_k[r];
+  const bool limit = top_k > 0 && top_k < n;
+  if (min_p <= 0 && !limit && top_p >= 1) return draw_from_all(work.weights, n, total, u);
+  const float least = limit ? kth_largest(logits, n, top_k, work.values) : -kInfinity;
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    work.ids[count] = static_cast<std::int32_t>(i);
+    count += logits[i] >= least && work.weights[i] >= min_p ? 1 : 0;
+  }
+  if (top_p < 1) count = keep_nucleus(logits, work.weights, top_p, work.ids, count);
+  return draw_from(work.weights, work.ids, count, u);
+}
+
+// Log-probabilities, rank and the most probable tokens, from the model's own logits.
+void report(const ChoiceRequest& request, std::int64_t r, const float* row, std::int32_t token, const ElementwiseKernels& kernels,
+            const Workspace& work, const ChoiceResult& result) {
+  const std::int64_t n = request.vocab_size;
+  float max = 0;
+  kernels.row_max(row, n, &max);
+  const double log_total = std::log(kernels.exp_weights(row, n, max, 1.0, nullptr));
+  const auto logprob = [&](std::int32_t id) { return static_cast<float>(static_cast<double>(row[id]) - max - log_total); };
+  std::int32_t rank = 1;
+  for (std::int64_t i = 0; i < n; ++i) rank += row[i] > row[token] || (row[i] == row[token] && i < token) ? 1 : 0;
+  result.logprobs[r] = logprob(token);
+  result.ranks[r] = rank;
+
+  const std::int64_t k = std::min<std::int64_t>(n, request.num_logprobs[static_cast<std::size_t>(r)]);
+  if (k == 0) return;
+  const MoreProbable better{row};
+  for (std::int64_t i = 0; i < k; ++i) work.ids[i] = static_cast<std::int32_t>(i);
+  std::make_heap(work.ids, work.ids + k, better);  // the least probable on top
+  for (std::int64_t i = k; i < n; ++i) {
+    if (!(row[i] > row[work.ids[0]])) continue;  // a tie loses to the lower id
+    std::pop_heap(work.ids, work.ids + k, better);
+    work.ids[k - 1] = static_cast<std::int32_t>(i);
+    std::push_heap(work.ids, work.ids + k, better);
+  }
+  std::sort_heap(work.ids, work.ids + k, better);
+  for (std::int64_t i = 0; i < k; ++i) {
+    result.top_ids[r * result.width + i] = work.ids[i];
+    result.top_logprobs[r * result.width + i] = logprob(work.ids[i]);
+  }
+}
+
+}  // namespace
+
+void check_choices(const ChoiceRequest& request) {
+  const std::size_t n = request.rows.size();
+  check_all("rows", request.rows, n, [&](std::int32_t x) { return x >= 0 && x < request.num_rows; }, range(request.num_rows));
+  check_all("temperature", request.temperature, n, [](float x) { return std::isfinite(x) && x >= 0; }, "must be finite and not negative");
+  check_all("top_k", request.top_k, n, [](std::int32_t x) { return x >= 0; }, "must not be negative (0 keeps all)");
+  check_all("top_p", request.top_p, n, [](float x) { return x > 0 && x <= 1; }, "must be in (0, 1]");
+  check_all("min_p", request.min_p, n, [](float x) { return x >= 0 && x <= 1; }, "must be in [0, 1]");
+  const auto any = [](auto) { return true; };
+  check_all("seed", request.seed, n, any, "");
+  check_all("branch", request.branch, n, any, "");
+  check_all("position", request.position, n, any, "");
+  check_all("num_logprobs", request.num_logprobs, n, [](std::int32_t x) { return x >= -1; }, "must be -1 (none) or more");
+  const std::size_t edits = request.edit_choices.size();
+  check_all("edit_choices", request.edit_choices, edits, [&](std::int32_t x) { return x >= 0 && x < request.num_choices(); },
+            range(request.num_choices()));
+  for (std::size_t i = 1; i < edits; ++i) {
+    if (request.edit_choices[i] < request.edit_choices[i - 1]) fail("edit_choices", i, request.edit_choices[i], "must be sorted by choice");
+  }
+  check_all("edit_tokens", request.edit_tokens, edits, [&](std::int32_t x) { return x >= 0 && x < request.vocab_size; },
+            range(request.vocab_size));
+  check_all("edit_values", request.edit_values, edits, any, "");
+}
+
+void choose_one(const ChoiceRequest& request, std::int64_t index, const ElementwiseKernels& kernels, float* scratch,
+                const ChoiceResult& result) {
+  const auto r = static_cast<std::size_t>(index);
+  const std::int64_t n = request.vocab_size;
+  const Workspace work = carve(scratch, n);
+  result.token_ids[r] = -1;
+  result.logprobs[r] = std::numeric_limits<float>::quiet_NaN();
+  result.ranks[r] = 0;
+  std::fill_n(result.top_ids + index * result.width, result.width, -1);
+  std::fill_n(result.top_logprobs + index * result.width, result.width, std::numeric_limits<float>::quiet_NaN());
+
+  const float* row = request.logits + request.rows[r] * request.stride;
+  const float* logits = apply_edits(request, index, row, work.edited);
+  float max = 0;
+  if (!kernels.row_max(logits, n, &max) || max == -kInfinity) return;
+  const std::int32_t token = request.temperature[r] == 0 ? static_cast<std::int32_t>(std::find(logits, logits + n, max) - logits)
+                                                         : sample(request, r, logits, max, kernels, work);
+  result.token_ids[r] = token;
+  if (token >= 0 && request.num_logprobs[r] >= 0) report(request, index, row, token, kernels, work, result);
+}
+
+}  // namespace octavo

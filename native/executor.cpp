@@ -1,0 +1,205 @@
+#include "executor.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace octavo {
+namespace {
+
+constexpr std::int64_t kMaxHeadDim = 1024;  // room that kernels keep on their stacks
+constexpr std::int64_t kPackPanels = 16;    // panels that a thread packs at a time
+
+std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::size_t kind(const Instruction& instruction) { return instruction.index(); }
+
+}  // namespace
+
+Executor::Executor(IsaFamily isa, const ExecutorOptions& options)
+    : isa_(std::move(isa)),
+      options_(options),
+      pool_(std::make_unique<ThreadPool>(options.num_threads)),
+      seconds_(std::variant_size_v<Instruction>) {
+  if (options.head_dim <= 0 || options.head_dim % 8 != 0 || options.head_dim > kMaxHeadDim) {
+    throw std::invalid_argument("head_dim=" + std::to_string(options.head_dim) +
+                                " is invalid: the native kernels need a multiple of 8 up to " + std::to_string(kMaxHeadDim));
+  }
+}
+
+int Executor::add_matrix(SourceType source, WeightFormat format, const std::uint8_t* data, std::int64_t n, std::int64_t k) {
+  Matrix matrix{{format, n, k, nullptr}, MappedMemory(packed_bytes(format, n, k))};
+  matrix.packed.data = matrix.memory.data();
+  const std::int64_t panels = num_panels(matrix.packed);
+  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&](std::int64_t i) {
+    const std::int64_t end = std::min(panels, (i + 1) * kPackPanels);
+    pack(source, format, data, n, k, i * kPackPanels, end, matrix.memory.data());
+  });
+  weight_bytes_ += static_cast<std::int64_t>(matrix.memory.bytes());
+  matrices_.push_back(std::move(matrix));
+  return static_cast<int>(matrices_.size()) - 1;
+}
+
+int Executor::add_vector(std::span<const float> values) {
+  vectors_.emplace_back(values.begin(), values.end());
+  weight_bytes_ += static_cast<std::int64_t>(values.size_bytes());
+  return static_cast<int>(vectors_.size()) - 1;
+}
+
+int Executor::add_rope_table(std::span<const double> inv_freq, double attention_factor, RopeStyle style) {
+  const auto half = static_cast<std::int64_t>(inv_freq.size());
+  auto rope = std::make_unique<Rope>();
+  rope->rows.resize(static_cast<std::size_t>(options_.max_model_len * 2 * half));
+  pool_->for_each(options_.max_model_len, [&](std::int64_t position) {
+    float* row = rope->rows.data() + position * 2 * half;
+    for (std::int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(position) * inv_freq[static_cast<std::size_t>(i)];
+      row[i] = static_cast<float>(std::cos(angle) * attention_factor);
+      row[half + i] = static_cast<float>(std::sin(angle) * attention_factor);
+    }
+  });
+  rope->table = {rope->rows.data(), 2 * half, style};
+  ropes_.push_back(std::move(rope));
+  return static_cast<int>(ropes_.size()) - 1;
+}
+
+void Executor::emit(Instruction instruction) { instructions_.push_back(std::move(instruction)); }
+
+void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_t vocab_size) {
+  logits_ = logits;
+  vocab_size_ = vocab_size;
+  arena_ = MappedMemory(static_cast<std::size_t>(arena_bytes));
+  cuts_.resize(instructions_.size());
+  counters_ = std::make_unique<Counter[]>(instructions_.size());
+
+  std::int64_t floats = choice_scratch_floats(logits.width);
+  for (const Instruction& instruction : instructions_) {
+    if (const auto* norm = std::get_if<RmsNormOp>(&instruction)) floats = std::max(floats, norm->x.width);
+    if (const auto* silu = std::get_if<SiluMulOp>(&instruction)) floats = std::max(floats, silu->gate.width);
+    const auto* attention = std::get_if<AttentionOp>(&instruction);
+    if (attention == nullptr) continue;
+    const std::int64_t group = attention->num_heads / options_.num_kv_heads;
+    floats = std::max(floats, attention_scratch_floats(group, options_.head_dim));
+    const auto same = [&](const auto& entry) { return entry.first == group; };
+    if (std::none_of(plans_.begin(), plans_.end(), same)) {
+      plans_.emplace_back(group, std::make_unique<AttentionPlan>(options_.num_kv_heads, options_.head_dim, group, options_.max_tokens,
+                                                                 options_.max_model_len, pool_->size()));
+    }
+  }
+  scratch_floats_ = round_up(floats, 1024) + 16;
+  scratch_ = MappedMemory(static_cast<std::size_t>(scratch_floats_ * pool_->size()) * sizeof(float));
+}
+
+void Executor::allocate_kv(std::int64_t num_blocks, bool fill_nan) {
+  kv_ = MappedMemory();
+  num_blocks_ = 0;
+  if (num_blocks > 0 && block_bytes() > std::int64_t{1} << 46) throw std::bad_alloc();
+  if (num_blocks > (std::int64_t{1} << 46) / std::max<std::int64_t>(1, block_bytes())) throw std::bad_alloc();
+  kv_ = MappedMemory(static_cast<std::size_t>(num_blocks * block_bytes()));
+  num_blocks_ = num_blocks;
+  if (!fill_nan) return;
+  pool_->for_each(num_blocks, [&](std::int64_t i) {
+    std::uint8_t* bytes = kv_.data() + i * block_bytes();
+    if (options_.kv_type == KvType::F16) {
+      std::fill_n(reinterpret_cast<std::uint16_t*>(bytes), block_bytes() / 2, std::uint16_t{0x7e00});
+    } else {
+      std::fill_n(reinterpret_cast<float*>(bytes), block_bytes() / 4, std::nanf(""));
+    }
+  });
+}
+
+std::span<std::uint8_t> Executor::block(std::int64_t index) {
+  if (index < 0 || index >= num_blocks_) {
+    throw std::invalid_argument("block=" + std::to_string(index) + " is invalid: must be in [0, " + std::to_string(num_blocks_) + ")");
+  }
+  return {kv_.data() + index * block_bytes(), static_cast<std::size_t>(block_bytes())};
+}
+
+void Executor::copy_block(std::int64_t source, std::int64_t destination) {
+  const std::span<std::uint8_t> from = block(source), to = block(destination);
+  if (source != destination) std::memcpy(to.data(), from.data(), from.size());
+}
+
+AttentionPlan& Executor::plan(std::int64_t num_heads) const {
+  const std::int64_t group = num_heads / options_.num_kv_heads;
+  for (const auto& [planned, plan] : plans_) {
+    if (planned == group) return *plan;
+  }
+  throw std::logic_error("attention over " + std::to_string(num_heads) + " heads was not planned");
+}
+
+const float* Executor::run(const Step& step) {
+  check_step(step, {vocab_size_, options_.max_tokens, options_.max_logits_rows, options_.max_model_len, num_blocks_});
+  const auto* logits = reinterpret_cast<const float*>(arena_.data() + logits_.offset);
+  if (step.num_tokens() == 0) return logits;
+  step_ = &step;
+  error_ = nullptr;
+  for (auto& [group, plan] : plans_) plan->prepare(step, group);
+  for (std::size_t i = 0; i < instructions_.size(); ++i) {
+    cuts_[i] = std::visit([&](const auto& op) { return cut(op); }, instructions_[i]);
+    counters_[i].next.store(0, std::memory_order_relaxed);
+  }
+  started_s_ = profiling_ ? now_s() : 0;
+  pool_->run([&](int thread_id) { run_instructions(thread_id); });
+  step_ = nullptr;
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  return logits;
+}
+
+void Executor::run_instructions(int thread_id) {
+  const std::size_t count = instructions_.size();
+  for (std::size_t i = 0; i < count;) {
+    std::size_t next = i + 1;
+    while (next < count && cuts_[next].serial) ++next;
+    work(i, thread_id);
+    pool_->barrier([&] {
+      if (profiling_) seconds_[kind(instructions_[i])] += now_s() - started_s_;
+      for (std::size_t j = i + 1; j < next; ++j) {
+        const double begin = profiling_ ? now_s() : 0;
+        work(j, thread_id);
+        if (profiling_) seconds_[kind(instructions_[j])] += now_s() - begin;
+      }
+      if (profiling_) started_s_ = now_s();
+    });
+    i = next;
+  }
+}
+
+// Takes units of one instruction until none is left. A failure is kept for the caller of run(); everybody still meets
+// at the barriers.
+void Executor::work(std::size_t index, int thread_id) noexcept {
+  const Cut& cut = cuts_[index];
+  std::atomic<std::int64_t>& next = counters_[index].next;
+  try {
+    std::visit(
+        [&](const auto& op) {
+          for (std::int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < cut.units;) {
+            run_unit(op, cut, unit, scratch(thread_id));
+          }
+        },
+        instructions_[index]);
+  } catch (...) {
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+void Executor::choose(const ChoiceRequest& request, const ChoiceResult& result) {
+  check_choices(request);
+  pool_->for_each_on_thread(request.num_choices(), [&](std::int64_t r, int thread_id) {
+    choose_one(request, r, *isa_.elementwise, scratch(thread_id), result);
+  });
+}
+
+void Executor::set_profiling(bool enabled) {
+  profiling_ = enabled;
+  std::fill(seconds_.begin(), seconds_.end(), 0.0);
+}
+
+}  // namespace octavo

@@ -1,0 +1,150 @@
+// A compiled program: packed weights, instructions, KV storage and scratch memory; runs one step in one call.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "attention_plan.hpp"
+#include "choose.hpp"
+#include "instructions.hpp"
+#include "isa.hpp"
+#include "memory.hpp"
+#include "pack.hpp"
+#include "step.hpp"
+#include "thread_pool.hpp"
+
+namespace octavo {
+
+struct ExecutorOptions {
+  int num_threads;
+  KvType kv_type;
+  std::int64_t max_tokens, max_logits_rows, max_model_len;
+  std::int64_t num_layers, num_kv_heads, head_dim;
+};
+
+class Executor {
+ public:
+  // Throws std::invalid_argument for a head_dim that the kernels do not have.
+  Executor(IsaFamily isa, const ExecutorOptions& options);
+
+  // Building. Handles are indices, in order of addition.
+  int add_matrix(SourceType source, WeightFormat format, const std::uint8_t* data, std::int64_t n, std::int64_t k);
+  int add_vector(std::span<const float> values);
+  int add_rope_table(std::span<const double> inv_freq, double attention_factor, RopeStyle style);
+  void emit(Instruction instruction);
+  // Ends building: the arena's size, where the logits are, and how many ids the embedding knows.
+  void finish(std::int64_t arena_bytes, const Slice& logits, std::int64_t vocab_size);
+
+  void allocate_kv(std::int64_t num_blocks, bool fill_nan);
+  void copy_block(std::int64_t source, std::int64_t destination);
+  std::span<std::uint8_t> block(std::int64_t index);  // throws std::invalid_argument when out of range
+
+  // Logits: num_logits rows, `logits_stride` floats apart, valid until the next call. Throws std::invalid_argument for a
+  // faulty step before anything is touched.
+  const float* run(const Step& step);
+  void choose(const ChoiceRequest& request, const ChoiceResult& result);
+
+  // The memory that logits lie in, for who wants to look at them after the executor has gone.
+  MappedMemory release_arena() { return std::move(arena_); }
+
+  void set_profiling(bool enabled);
+  std::vector<double> profile() const { return seconds_; }  // by instruction kind
+
+  const std::string& isa() const { return isa_.name; }
+  std::int64_t block_bytes() const { return layer_bytes() * options_.num_layers; }
+  std::int64_t num_blocks() const { return num_blocks_; }
+  std::int64_t weight_bytes() const { return weight_bytes_; }
+  const Slice& logits() const { return logits_; }
+
+ private:
+  struct Matrix {
+    PackedMatrix packed;
+    MappedMemory memory;
+  };
+  struct Rope {
+    std::vector<float> rows;
+    RopeTable table;
+  };
+  struct alignas(64) Counter {
+    std::atomic<std::int64_t> next{0};
+  };
+
+  std::int64_t head_bytes() const { return 2 * kBlockSize * options_.head_dim * kv_element_bytes(options_.kv_type); }
+  std::int64_t layer_bytes() const { return head_bytes() * options_.num_kv_heads; }
+  std::int64_t rows_of(bool logits) const { return logits ? step_->num_logits() : step_->num_tokens(); }
+  float* row(const Slice& slice, std::int64_t index) const {
+    return reinterpret_cast<float*>(arena_.data() + slice.offset) + index * slice.stride;
+  }
+  float* scratch(int thread_id) const { return reinterpret_cast<float*>(scratch_.data()) + thread_id * scratch_floats_; }
+  const RopeTable* rope_table(int handle) const { return handle < 0 ? nullptr : &ropes_[static_cast<std::size_t>(handle)]->table; }
+
+  // How an instruction is cut in this step: units are taken by threads from a counter.
+  struct Cut {
+    std::int64_t units = 0;
+    std::int64_t rows_per_unit = 1;
+    std::int64_t panels_per_unit = 1;
+    bool serial = false;  // so little work that the last thread at the barrier does it
+  };
+  Cut cut_rows(std::int64_t rows, std::int64_t floats_per_row) const;
+  Cut cut(const EmbeddingOp& op) const;
+  Cut cut(const RmsNormOp& op) const;
+  Cut cut(const QuantizeOp& op) const;
+  Cut cut(const LinearOp& op) const;
+  Cut cut(const RopeOp& op) const;
+  Cut cut(const WriteKvOp& op) const;
+  Cut cut(const AttentionOp& op) const;
+  Cut cut(const SiluMulOp& op) const;
+  Cut cut(const AddOp& op) const;
+  Cut cut(const SelectRowsOp& op) const;
+
+  void run_unit(const EmbeddingOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const RmsNormOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const QuantizeOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const RopeOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const WriteKvOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const AttentionOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const SiluMulOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const AddOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+  void run_unit(const SelectRowsOp& op, const Cut& cut, std::int64_t unit, float* scratch);
+
+  void run_instructions(int thread_id);
+  void work(std::size_t index, int thread_id) noexcept;
+  void quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out);
+  AttentionPlan& plan(std::int64_t num_heads) const;
+
+  IsaFamily isa_;
+  ExecutorOptions options_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::vector<Matrix> matrices_;
+  std::vector<std::vector<float>> vectors_;
+  std::vector<std::unique_ptr<Rope>> ropes_;
+  std::vector<Instruction> instructions_;
+  std::int64_t weight_bytes_ = 0;
+
+  MappedMemory arena_, scratch_, kv_;
+  std::int64_t scratch_floats_ = 0;
+  std::int64_t num_blocks_ = 0;
+  std::int64_t vocab_size_ = 0;
+  Slice logits_{};
+
+  // The step that is running.
+  const Step* step_ = nullptr;
+  std::vector<Cut> cuts_;
+  std::unique_ptr<Counter[]> counters_;
+  std::vector<std::pair<std::int64_t, std::unique_ptr<AttentionPlan>>> plans_;  // by query heads per KV head
+  std::mutex error_mutex_;
+  std::exception_ptr error_;
+  bool profiling_ = false;
+  double started_s_ = 0;  // when the instruction that is running began
+  std::vector<double> seconds_;
+};
+
+}  // namespace octavo

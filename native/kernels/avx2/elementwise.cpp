@@ -1,0 +1,127 @@
+// Row kernels for AVX2. Widths are arbitrary; the last lanes are masked, so that a width has one order of operations.
+#include "elementwise.hpp"
+
+#include "math.hpp"
+#include "rope.hpp"
+
+namespace octavo {
+namespace {
+
+// Calls f(i, mask) over 0 … n-1 in vectors of eight; the mask of a whole vector is all ones.
+template <class F>
+OCTAVO_INLINE inline void for_vectors(std::int64_t n, F&& f) {
+  const __m256i all = _mm256_set1_epi32(-1);
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8) f(i, all);
+  if (i < n) f(i, lane_mask(n - i));
+}
+
+float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
+  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  std::int64_t i = 0;
+  for (; i + 32 <= width; i += 32) {
+    unroll<4>([&](auto j) OCTAVO_INLINE {
+      const __m256 v = _mm256_loadu_ps(x + i + 8 * j);
+      sum[j] = _mm256_fmadd_ps(v, v, sum[j]);
+    });
+  }
+  for_vectors(width - i, [&](std::int64_t j, __m256i mask) OCTAVO_INLINE {
+    const __m256 v = _mm256_maskload_ps(x + i + j, mask);
+    sum[0] = _mm256_fmadd_ps(v, v, sum[0]);
+  });
+  const float total = horizontal_sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+  const __m256 factor = _mm256_set1_ps(1.0f / square_root(total / static_cast<float>(width) + eps));
+  for_vectors(width, [&](std::int64_t j, __m256i mask) OCTAVO_INLINE {
+    const __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + j, mask), factor);
+    _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(v, _mm256_maskload_ps(weight + j, mask)));
+  });
+}
+
+void silu_mul(const float* gate, const float* up, std::int64_t width, float* out) {
+  const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
+  for_vectors(width, [&](std::int64_t i, __m256i mask) OCTAVO_INLINE {
+    const __m256 g = _mm256_maskload_ps(gate + i, mask);
+    const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exp8(_mm256_xor_ps(g, sign))));
+    _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(silu, _mm256_maskload_ps(up + i, mask)));
+  });
+}
+
+void add(const float* x, const float* y, std::int64_t width, float* out) {
+  for_vectors(width, [&](std::int64_t i, __m256i mask) OCTAVO_INLINE {
+    _mm256_maskstore_ps(out + i, mask, _mm256_add_ps(_mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(y + i, mask)));
+  });
+}
+
+void rope(const float* x, const RopeTable& table, std::int64_t position, std::int64_t num_heads, std::int64_t head_dim,
+          float* out) {
+  const float* row = table.row(position);
+  for (std::int64_t head = 0; head < num_heads; ++head) {
+    rotate_head(x + head * head_dim, row, table.rotary_dim, table.style, head_dim, out + head * head_dim);
+  }
+}
+
+bool row_max(const float* x, std::int64_t n, float* max) {
+  const __m256 lowest = _mm256_set1_ps(-__builtin_inff());
+  __m256 largest = lowest, unordered = _mm256_setzero_ps();
+  for_vectors(n, [&](std::int64_t i, __m256i mask) OCTAVO_INLINE {
+    const __m256 v = _mm256_blendv_ps(lowest, _mm256_maskload_ps(x + i, mask), _mm256_castsi256_ps(mask));
+    unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    largest = _mm256_max_ps(largest, v);
+  });
+  *max = horizontal_max(largest);
+  return _mm256_movemask_ps(unordered) == 0;
+}
+
+// exp(x) in double for -700 <= x <= 0 to about 1e-16 relative, 0 below. Degree-13 Taylor after |r| <= ln 2 / 2.
+OCTAVO_INLINE inline __m256d exp4(__m256d x) {
+  const __m256d low = _mm256_set1_pd(-700.0);
+  const __m256d vanishes = _mm256_cmp_pd(x, low, _CMP_LT_OQ);
+  x = _mm256_max_pd(low, x);
+  const __m256d n = _mm256_round_pd(_mm256_mul_pd(x, _mm256_set1_pd(1.4426950408889634)),
+                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256d r = _mm256_fnmadd_pd(n, _mm256_set1_pd(6.93145751953125e-1), x);
+  r = _mm256_fnmadd_pd(n, _mm256_set1_pd(1.42860682030941723212e-6), r);
+  constexpr double kInverseFactorials[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+      1.0 / 120,       1.0 / 24,       1.0 / 6,       1.0 / 2,      1.0,         1.0};
+  __m256d p = _mm256_set1_pd(1.0 / 6227020800.0);
+  unroll<13>([&](auto i) OCTAVO_INLINE { p = _mm256_fmadd_pd(p, r, _mm256_set1_pd(kInverseFactorials[i])); });
+  const __m256i power = _mm256_slli_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n)), 52);
+  p = _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(p), power));
+  return _mm256_andnot_pd(vanishes, p);
+}
+
+constexpr std::int64_t kSumBlock = 256;
+
+double exp_weights(const float* x, std::int64_t n, double max, double temperature, double* out) {
+  const __m256d shift = _mm256_set1_pd(max), divisor = _mm256_set1_pd(temperature);
+  double total = 0.0;
+  for (std::int64_t begin = 0; begin < n; begin += kSumBlock) {
+    const std::int64_t end = begin + kSumBlock < n ? begin + kSumBlock : n;
+    __m256d sum = _mm256_setzero_pd();
+    for (std::int64_t i = begin; i < end; i += 4) {
+      const __m128i mask = _mm256_castsi256_si128(lane_mask(end - i < 4 ? end - i : 4));
+      const __m256i lanes = _mm256_cvtepi32_epi64(mask);
+      const __m256d v = _mm256_cvtps_pd(_mm_maskload_ps(x + i, mask));
+      const __m256d largest = _mm256_cmp_pd(v, shift, _CMP_EQ_OQ);
+      __m256d z = _mm256_andnot_pd(largest, _mm256_sub_pd(v, shift));
+      if (temperature != 1.0) z = _mm256_div_pd(z, divisor);
+      const __m256d w = _mm256_and_pd(exp4(z), _mm256_castsi256_pd(lanes));
+      sum = _mm256_add_pd(sum, w);
+      if (out != nullptr) _mm256_maskstore_pd(out + i, lanes, w);
+    }
+    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(sum), _mm256_extractf128_pd(sum, 1));
+    total += _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+  }
+  return total;
+}
+
+constexpr ElementwiseKernels kKernels{rms_norm, silu_mul, add, rope, row_max, exp_weights};
+
+}  // namespace
+
+const ElementwiseKernels& avx2_elementwise_kernels() { return kKernels; }
+
+}  // namespace octavo

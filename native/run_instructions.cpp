@@ -1,0 +1,202 @@
+// How each kind of instruction is cut into units, and what a unit does. Units cut rows and output columns, never sums,
+// so that no result depends on the cut.
+#include <algorithm>
+#include <cstring>
+
+#include "executor.hpp"
+
+namespace octavo {
+namespace {
+
+constexpr std::int64_t kSerialFloats = 4096;    // instructions up to this size are done by one thread at the barrier
+constexpr std::int64_t kUnitFloats = 8192;      // of a row-wise instruction
+constexpr std::int64_t kUnitsPerThread = 8;     // of a linear layer, if it is large enough
+constexpr std::int64_t kMinUnitBytes = 8192;    // of weights
+constexpr std::int64_t kActivationBytes = 256 << 10;  // rows that stay in a core's own cache while panels pass
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+template <class F>
+void for_unit_rows(std::int64_t total, std::int64_t per_unit, std::int64_t unit, F&& f) {
+  const std::int64_t end = std::min(total, (unit + 1) * per_unit);
+  for (std::int64_t r = unit * per_unit; r < end; ++r) f(r);
+}
+
+}  // namespace
+
+Executor::Cut Executor::cut_rows(std::int64_t rows, std::int64_t floats_per_row) const {
+  Cut cut;
+  cut.serial = rows * floats_per_row <= kSerialFloats;
+  cut.rows_per_unit = cut.serial ? std::max<std::int64_t>(1, rows) : std::max<std::int64_t>(1, kUnitFloats / floats_per_row);
+  cut.units = ceil_div(rows, cut.rows_per_unit);
+  return cut;
+}
+
+Executor::Cut Executor::cut(const EmbeddingOp& op) const { return cut_rows(rows_of(false), op.out.width); }
+Executor::Cut Executor::cut(const RmsNormOp& op) const { return cut_rows(rows_of(op.x.logits), op.x.width); }
+Executor::Cut Executor::cut(const QuantizeOp& op) const { return cut_rows(rows_of(op.x.logits), op.x.width); }
+Executor::Cut Executor::cut(const RopeOp& op) const { return cut_rows(rows_of(op.x.logits), op.x.width); }
+Executor::Cut Executor::cut(const SiluMulOp& op) const { return cut_rows(rows_of(op.gate.logits), op.gate.width); }
+Executor::Cut Executor::cut(const AddOp& op) const { return cut_rows(rows_of(op.x.logits), op.x.width); }
+Executor::Cut Executor::cut(const SelectRowsOp& op) const { return cut_rows(rows_of(true), op.x.width); }
+
+Executor::Cut Executor::cut(const WriteKvOp& op) const {
+  Cut cut = cut_rows(rows_of(false), 2 * op.k.width);
+  if (!cut.serial) {  // neighbouring tokens share cache lines of K
+    cut.rows_per_unit = kBlockSize;
+    cut.units = ceil_div(rows_of(false), kBlockSize);
+  }
+  return cut;
+}
+
+Executor::Cut Executor::cut(const AttentionOp& op) const {
+  Cut cut;
+  cut.units = plan(op.num_heads).num_items();
+  return cut;
+}
+
+Executor::Cut Executor::cut(const LinearOp& op) const {
+  const std::int64_t rows = rows_of(op.out.logits);
+  std::int64_t panels = 0, bytes = 0, k = 0;
+  for (const LinearPart& part : op.parts) {
+    const PackedMatrix& w = matrices_[static_cast<std::size_t>(part.matrix)].packed;
+    panels += num_panels(w);
+    bytes += num_panels(w) * panel_bytes(w.format, w.k);
+    k = w.k;
+  }
+  const std::int64_t row_bytes = op.x.has_value() ? 4 * k : k + k / 4;
+  Cut cut;
+  cut.rows_per_unit = std::max<std::int64_t>(48, kActivationBytes / row_bytes / 48 * 48);
+  if (rows <= cut.rows_per_unit * 3 / 2) cut.rows_per_unit = std::max<std::int64_t>(1, rows);
+  const std::int64_t wanted = kUnitsPerThread * pool_->size();
+  const std::int64_t least = rows > 4 ? 1 : ceil_div(kMinUnitBytes, std::max<std::int64_t>(1, bytes / panels));
+  cut.panels_per_unit = std::max(least, panels / wanted);
+  cut.units = ceil_div(panels, cut.panels_per_unit) * ceil_div(rows, cut.rows_per_unit);
+  cut.serial = rows == 0;
+  return cut;
+}
+
+void Executor::quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out) {
+  const std::int64_t groups = out.width / kGroup;
+  isa_.linear->quantize_rows(x, ldx, rows, out.width, reinterpret_cast<std::int8_t*>(arena_.data() + out.q) + row * out.width,
+                             reinterpret_cast<float*>(arena_.data() + out.scale) + row * groups,
+                             reinterpret_cast<float*>(arena_.data() + out.sum) + row * groups);
+}
+
+void Executor::run_unit(const EmbeddingOp& op, const Cut& cut, std::int64_t unit, float*) {
+  const PackedMatrix& table = matrices_[static_cast<std::size_t>(op.matrix)].packed;
+  for_unit_rows(rows_of(false), cut.rows_per_unit, unit,
+                [&](std::int64_t r) { dequantize_row(table, step_->token_ids[static_cast<std::size_t>(r)], row(op.out, r)); });
+}
+
+void Executor::run_unit(const RmsNormOp& op, const Cut& cut, std::int64_t unit, float* scratch) {
+  const float* weight = vectors_[static_cast<std::size_t>(op.vector)].data();
+  for_unit_rows(rows_of(op.x.logits), cut.rows_per_unit, unit, [&](std::int64_t r) {
+    float* out = op.out.has_value() ? row(*op.out, r) : scratch;
+    isa_.elementwise->rms_norm(row(op.x, r), weight, op.eps, op.x.width, out);
+    if (op.quantised.has_value()) quantise(out, op.x.width, r, 1, *op.quantised);
+  });
+}
+
+void Executor::run_unit(const QuantizeOp& op, const Cut& cut, std::int64_t unit, float*) {
+  const std::int64_t begin = unit * cut.rows_per_unit;
+  const std::int64_t rows = std::min(cut.rows_per_unit, rows_of(op.x.logits) - begin);
+  quantise(row(op.x, begin), op.x.stride, begin, rows, op.out);
+}
+
+void Executor::run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, float*) {
+  const std::int64_t rows = rows_of(op.out.logits);
+  const std::int64_t row_blocks = ceil_div(rows, cut.rows_per_unit);
+  const std::int64_t first_row = unit % row_blocks * cut.rows_per_unit;
+  const std::int64_t m = std::min(cut.rows_per_unit, rows - first_row);
+  std::int64_t begin = unit / row_blocks * cut.panels_per_unit;  // panels, counted through all parts
+  std::int64_t end = begin + cut.panels_per_unit;
+  std::int64_t column = 0;
+  for (const LinearPart& part : op.parts) {
+    const PackedMatrix& w = matrices_[static_cast<std::size_t>(part.matrix)].packed;
+    const std::int64_t panels = num_panels(w);
+    if (begin < panels && end > 0) {
+      Activations a{};
+      if (quantised(w.format)) {
+        const QuantisedSlice& q = *op.quantised;
+        const std::int64_t groups = q.width / kGroup;
+        a.q = reinterpret_cast<const std::int8_t*>(arena_.data() + q.q) + first_row * q.width;
+        a.scale = reinterpret_cast<const float*>(arena_.data() + q.scale) + first_row * groups;
+        a.sum = reinterpret_cast<const float*>(arena_.data() + q.sum) + first_row * groups;
+      } else {
+        a.f = row(*op.x, first_row);
+        a.ldf = op.x->stride;
+      }
+      LinearOutput out{};
+      out.out = row(op.out, first_row) + column;
+      out.ldo = op.out.stride;
+      out.bias = part.bias < 0 ? nullptr : vectors_[static_cast<std::size_t>(part.bias)].data();
+      if (op.residual.has_value()) {
+        out.residual = row(*op.residual, first_row) + column;
+        out.ldr = op.residual->stride;
+      }
+      isa_.linear->linear(w, a, m, std::max<std::int64_t>(0, begin), std::min(panels, end), out);
+    }
+    begin -= panels;
+    end -= panels;
+    column += w.n;
+  }
+}
+
+void Executor::run_unit(const RopeOp& op, const Cut& cut, std::int64_t unit, float*) {
+  const RopeTable& table = *rope_table(op.table);
+  for_unit_rows(rows_of(op.x.logits), cut.rows_per_unit, unit, [&](std::int64_t r) {
+    const std::int64_t token = op.x.logits ? step_->logits_rows[static_cast<std::size_t>(r)] : r;
+    isa_.elementwise->rope(row(op.x, r), table, step_->positions[static_cast<std::size_t>(token)], op.x.width / op.head_dim, op.head_dim,
+                           row(op.out, r));
+  });
+}
+
+void Executor::run_unit(const WriteKvOp& op, const Cut& cut, std::int64_t unit, float*) {
+  const RopeTable* table = rope_table(op.table);
+  for_unit_rows(rows_of(false), cut.rows_per_unit, unit, [&](std::int64_t r) {
+    const std::int64_t slot = step_->slot_mapping[static_cast<std::size_t>(r)];
+    std::uint8_t* part = kv_.data() + slot / kBlockSize * block_bytes() + op.layer * layer_bytes();
+    isa_.attention->write_kv(row(op.k, r), row(op.v, r), options_.num_kv_heads, options_.head_dim, options_.kv_type, table,
+                             step_->positions[static_cast<std::size_t>(r)], part, slot % kBlockSize);
+  });
+}
+
+void Executor::run_unit(const AttentionOp& op, const Cut&, std::int64_t unit, float* scratch) {
+  AttentionCall call{};
+  call.q = row(op.q, 0);
+  call.ldq = op.q.stride;
+  call.out = row(op.out, 0);
+  call.ldo = op.out.stride;
+  call.kv = kv_.data() + op.layer * layer_bytes();
+  call.block_bytes = block_bytes();
+  call.num_heads = op.num_heads;
+  call.num_kv_heads = options_.num_kv_heads;
+  call.head_dim = options_.head_dim;
+  call.scale = op.scale;
+  call.kv_type = options_.kv_type;
+  call.rope = rope_table(op.table);
+  plan(op.num_heads).run(unit, *isa_.attention, call, scratch);
+}
+
+void Executor::run_unit(const SiluMulOp& op, const Cut& cut, std::int64_t unit, float* scratch) {
+  for_unit_rows(rows_of(op.gate.logits), cut.rows_per_unit, unit, [&](std::int64_t r) {
+    float* out = op.out.has_value() ? row(*op.out, r) : scratch;
+    isa_.elementwise->silu_mul(row(op.gate, r), row(op.up, r), op.gate.width, out);
+    if (op.quantised.has_value()) quantise(out, op.gate.width, r, 1, *op.quantised);
+  });
+}
+
+void Executor::run_unit(const AddOp& op, const Cut& cut, std::int64_t unit, float*) {
+  for_unit_rows(rows_of(op.x.logits), cut.rows_per_unit, unit,
+                [&](std::int64_t r) { isa_.elementwise->add(row(op.x, r), row(op.y, r), op.x.width, row(op.out, r)); });
+}
+
+void Executor::run_unit(const SelectRowsOp& op, const Cut& cut, std::int64_t unit, float*) {
+  for_unit_rows(rows_of(true), cut.rows_per_unit, unit, [&](std::int64_t r) {
+    std::memcpy(row(op.out, r), row(op.x, step_->logits_rows[static_cast<std::size_t>(r)]),
+                static_cast<std::size_t>(op.x.width) * sizeof(float));
+  });
+}
+
+}  // namespace octavo

@@ -1,0 +1,5 @@
+"""The ``native`` backend: programs lowered to instructions that C++ kernels run, a whole step in one call."""
+
+from octavo.backends.native.executable import NativeBackend, NativeExecutable
+
+__all__ = ["NativeBackend", "NativeExecutable"]

@@ -1,0 +1,306 @@
+"""``NativeBackend`` and ``NativeExecutable``: packs the weights, places the operands, hands the instructions to C++.
+
+Everything of a step happens in ``octavo._native`` in one call that holds no Python lock: the check of its arrays (before
+anything is touched), the instructions, the thread pool. Nothing is allocated there once a program is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo import _native
+from octavo.backends.base import (
+    Backend,
+    ChoiceBatch,
+    Choices,
+    CompileOptions,
+    Executable,
+    Float32Array,
+    Int32Array,
+    StepInput,
+    UInt8Array,
+)
+from octavo.backends.native.arena import Arena, float_place, quantised_parts
+from octavo.backends.native.instructions import (
+    AddI,
+    AttentionI,
+    EmbeddingI,
+    Instruction,
+    LinearI,
+    Quantised,
+    QuantizeI,
+    RMSNormI,
+    RopeI,
+    SelectRowsI,
+    SiluMulI,
+    WriteKVI,
+)
+from octavo.backends.native.lower import lower
+from octavo.program import Embedding, Linear, Program, Rope, RopeStyle, Rows, Value
+from octavo.weights import dequantize
+from octavo.weights.tensor import Tensor
+
+ISA_VARIABLE = "OCTAVO_ISA"
+"""Environment variable that chooses an ISA family other than the machine's best (to reproduce another machine's bits)."""
+
+_STEP_DTYPES = (
+    ("token_ids", np.int32, 1),
+    ("positions", np.int32, 1),
+    ("query_start_loc", np.int32, 1),
+    ("seq_lens", np.int32, 1),
+    ("block_tables", np.int32, 2),
+    ("slot_mapping", np.int64, 1),
+    ("logits_rows", np.int32, 1),
+)
+_CHOICE_DTYPES = (
+    ("rows", np.int32, 1),
+    ("temperature", np.float32, 1),
+    ("top_k", np.int32, 1),
+    ("top_p", np.float32, 1),
+    ("min_p", np.float32, 1),
+    ("seed", np.uint64, 1),
+    ("branch", np.uint32, 1),
+    ("position", np.uint32, 1),
+    ("num_logprobs", np.int32, 1),
+    ("edit_choices", np.int32, 1),
+    ("edit_tokens", np.int32, 1),
+    ("edit_values", np.float32, 1),
+)
+
+
+def _explain(record: object, dtypes: Sequence[tuple[str, Any, int]], error: TypeError) -> Exception:
+    """Says which array the native call refused; it takes them as they are or not at all."""
+    for name, dtype, ndim in dtypes:
+        array = getattr(record, name)
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim or not array.flags.c_contiguous:
+            got = f"{array.dtype} with {array.ndim} dimensions" if isinstance(array, np.ndarray) else type(array).__name__
+            return ValueError(f"{name} must be a C-contiguous {np.dtype(dtype).name} array with {ndim} dimensions, not {got}")
+    return error
+
+
+class NativeBackend(Backend):
+    name = "native"
+
+    def compile(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions) -> NativeExecutable:
+        """Also raises ``RuntimeError`` if this CPU has none of the ISA families that there are kernels for."""
+        return NativeExecutable(program, tensors, options)
+
+
+class NativeExecutable(Executable):
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions) -> None:
+        _check_options(program, options)
+        self.program = program
+        self.options = options
+        self._native = _native.Executor(
+            isa=os.environ.get(ISA_VARIABLE, ""),
+            num_threads=options.num_threads,
+            fp16_kv=options.kv_dtype == "fp16",
+            max_tokens=options.max_tokens,
+            max_logits_rows=options.max_logits_rows,
+            max_model_len=options.max_model_len,
+            num_layers=program.kv.num_layers,
+            num_kv_heads=program.kv.num_kv_heads,
+            head_dim=program.kv.head_dim,
+        )
+        try:
+            _Emitter(program, tensors, options, self._native).emit_all()
+        except BaseException:
+            self._native.close()
+            raise
+        self._isa = str(self._native.isa)
+        self._kv_block_bytes = int(self._native.block_bytes)
+        self._weight_bytes = int(self._native.weight_bytes)
+
+    @property
+    def kv_block_bytes(self) -> int:
+        return self._kv_block_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weight_bytes
+
+    @property
+    def isa(self) -> str:
+        return self._isa
+
+    def allocate_kv(self, num_blocks: int, *, fill_nan: bool = False) -> None:
+        if num_blocks < 0:
+            raise ValueError(f"num_blocks={num_blocks} is invalid: must not be negative")
+        self._native.allocate_kv(num_blocks, fill_nan)
+
+    def run(self, step: StepInput) -> Float32Array:
+        """A view of native memory: rows are contiguous, but not each after the other."""
+        try:
+            logits: Float32Array = self._native.run(
+                step.token_ids, step.positions, step.query_start_loc, step.seq_lens, step.block_tables, step.slot_mapping, step.logits_rows
+            )  # fmt: skip
+        except TypeError as error:
+            raise _explain(step, _STEP_DTYPES, error) from None
+        return logits
+
+    def choose(self, logits: Float32Array, batch: ChoiceBatch) -> Choices:
+        b = batch
+        try:
+            chosen = self._native.choose(
+                logits, b.rows, b.temperature, b.top_k, b.top_p, b.min_p, b.seed, b.branch, b.position, b.num_logprobs,
+                b.edit_choices, b.edit_tokens, b.edit_values,
+            )  # fmt: skip
+        except TypeError as error:
+            if logits.dtype != np.float32 or logits.ndim != 2:
+                raise ValueError(f"logits must be a float32 array with 2 dimensions, not {logits.dtype} with {logits.ndim}") from None
+            raise _explain(batch, _CHOICE_DTYPES, error) from None
+        return Choices(*chosen)
+
+    def copy_blocks(self, pairs: Int32Array) -> None:
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ValueError(f"pairs must be (n, 2) source and destination blocks, not {pairs.shape}")
+        self._native.copy_blocks(np.ascontiguousarray(pairs, np.int32))
+
+    def read_block(self, block: int) -> UInt8Array:
+        data: UInt8Array = self._native.read_block(block)
+        return data
+
+    def write_block(self, block: int, data: UInt8Array) -> None:
+        if data.dtype != np.uint8 or data.shape != (self.kv_block_bytes,):
+            raise ValueError(f"data must be {self.kv_block_bytes} bytes of uint8, not {data.shape} of {data.dtype}")
+        self._native.write_block(block, np.ascontiguousarray(data))
+
+    def set_profiling(self, enabled: bool) -> None:
+        """Starts or stops timing instructions; forgets what was measured before."""
+        self._native.set_profiling(enabled)
+
+    def profile(self) -> dict[str, float]:
+        """Seconds spent per kind of instruction since ``set_profiling(True)``."""
+        seconds: dict[str, float] = self._native.profile()
+        return seconds
+
+    def close(self) -> None:
+        self._native.close()
+
+
+def _check_options(program: Program, options: CompileOptions) -> None:
+    for name in ("max_tokens", "max_logits_rows", "max_model_len", "num_threads"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)} is invalid: must be at least 1")
+    if options.block_size != _native.BLOCK_SIZE:
+        raise ValueError(f"block_size={options.block_size} is invalid: the native kernels are built for {_native.BLOCK_SIZE}")
+    if options.kv_dtype not in ("fp32", "fp16"):
+        raise ValueError(f"kv_dtype={options.kv_dtype!r} is invalid: choose one of fp32, fp16")
+    if options.max_model_len > program.max_model_len:
+        raise ValueError(f"max_model_len={options.max_model_len} is invalid: {program.name} was written for {program.max_model_len}")
+
+
+class _Emitter:
+    """Adds weights and tables as they are first needed, and emits the instructions with their operands' places."""
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions, native: Any) -> None:
+        self._program = program
+        self._tensors = tensors
+        self._dequantize = options.dequantize
+        self._native = native
+        self._max_rows = {Rows.TOKENS: options.max_tokens, Rows.LOGITS: min(options.max_logits_rows, options.max_tokens)}
+        for name in program.weights:
+            self._tensor(name)
+        self._instructions = lower(program, self._is_integer)
+        self._arena = Arena(program, self._instructions, self._max_rows)
+        self._matrices: dict[str, int] = {}
+        self._vectors: dict[str, int] = {}
+        self._tables: dict[tuple[tuple[float, ...], float, RopeStyle], int] = {}
+
+    def emit_all(self) -> None:
+        matrices = {op.weight for op in self._program.ops if isinstance(op, Embedding)}
+        matrices.update(name for op in self._program.ops if isinstance(op, Linear) for name in op.weights)
+        for name in self._program.weights:
+            if name in matrices:
+                self._matrices[name] = self._add_matrix(name)
+        for instruction in self._instructions:
+            self._emit(instruction)
+        vocab_size = min((self._program.weights[op.weight][0] for op in self._program.ops if isinstance(op, Embedding)), default=0)
+        self._native.finish(self._arena.num_bytes, self._slice(self._program.logits), vocab_size)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"tensor {name!r} is missing")
+        if tensor.shape != self._program.weights[name]:
+            raise ValueError(f"tensor {name!r} has shape {tensor.shape}, but the program reads {self._program.weights[name]}")
+        return tensor
+
+    def _source(self, name: str) -> Any:
+        kind = self._tensor(name).type.name
+        source = getattr(_native.SourceType, kind, None)
+        if source is None:
+            raise ValueError(f"tensor {name!r} is stored as {kind}, which the native backend cannot pack")
+        return source
+
+    def _is_integer(self, name: str) -> bool:
+        return not self._dequantize and bool(_native.is_quantised(self._source(name)))
+
+    def _add_matrix(self, name: str) -> int:
+        data: npt.NDArray[np.uint8] = self._tensor(name).data
+        try:
+            return int(self._native.add_matrix(self._source(name), self._dequantize, data, *self._program.weights[name]))
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r}: {error}") from None
+
+    def _vector(self, name: str) -> int:
+        if name not in self._vectors:
+            values = np.ascontiguousarray(dequantize(self._tensor(name)), np.float32).reshape(-1)
+            self._vectors[name] = int(self._native.add_vector(values))
+        return self._vectors[name]
+
+    def _table(self, rope: Rope | None) -> int:
+        if rope is None:
+            return -1
+        key = (rope.inv_freq, rope.attention_factor, rope.style)
+        if key not in self._tables:
+            style = getattr(_native.RopeStyle, rope.style.name)
+            self._tables[key] = int(self._native.add_rope_table(np.array(rope.inv_freq, np.float64), rope.attention_factor, style))
+        return self._tables[key]
+
+    def _slice(self, value: Value) -> Any:
+        return _native.Slice(*float_place(self._arena, value, self._program), value.width, value.rows is Rows.LOGITS)
+
+    def _quantised(self, operand: Quantised) -> Any:
+        value = operand.value
+        return _native.QuantisedSlice(
+            *quantised_parts(self._arena, operand, self._max_rows[value.rows]), value.width, value.rows is Rows.LOGITS
+        )
+
+    def _emit(self, instruction: Instruction) -> None:
+        native = self._native
+        place = self._slice
+        place_or_none = partial(_maybe, self._slice)
+        quantised_or_none = partial(_maybe, self._quantised)
+        match instruction:
+            case EmbeddingI(weight=weight, out=out):
+                native.emit_embedding(self._matrices[weight], place(out))
+            case RMSNormI(x=x, weight=weight, eps=eps, out=maybe_out, quantised=quantised):
+                native.emit_rms_norm(place(x), self._vector(weight), eps, place_or_none(maybe_out), quantised_or_none(quantised))
+            case QuantizeI(x=x, out=quantised):
+                native.emit_quantize(place(x), self._quantised(quantised))
+            case LinearI(x=maybe_x, quantised=quantised, parts=parts, residual=residual, out=out):
+                handles = [(self._matrices[w], -1 if bias is None else self._vector(bias)) for w, bias in parts]
+                native.emit_linear(place_or_none(maybe_x), quantised_or_none(quantised), handles, place_or_none(residual), place(out))
+            case RopeI(x=x, rope=rope, out=out):
+                native.emit_rope(place(x), self._table(rope), rope.head_dim, place(out))
+            case WriteKVI(k=k, v=v, rope=maybe_rope, layer=layer):
+                native.emit_write_kv(place(k), place(v), self._table(maybe_rope), layer)
+            case AttentionI(q=q, rope=maybe_rope, layer=layer, num_heads=num_heads, scale=scale, out=out):
+                native.emit_attention(place(q), self._table(maybe_rope), layer, num_heads, scale, place(out))
+            case SiluMulI(gate=gate, up=up, out=maybe_out, quantised=quantised):
+                native.emit_silu_mul(place(gate), place(up), place_or_none(maybe_out), quantised_or_none(quantised))
+            case AddI(x=x, y=y, out=out):
+                native.emit_add(place(x), place(y), place(out))
+            case SelectRowsI(x=x, out=out):
+                native.emit_select_rows(place(x), place(out))
+
+
+def _maybe(convert: Callable[[Any], Any], operand: Any) -> Any:
+    return None if operand is None else convert(operand)
