@@ -110,7 +110,7 @@ def _api(service: Service, max_body_bytes: int) -> APIRouter:
         "/completions",
         summary="Complete one or more prompts",
         tags=["Generation"],
-        responses=_responses(replies.Completion, 400, 404, 413, 415, 500, 503, stream=True),
+        responses=_responses(replies.Completion, 400, 404, 413, 415, 500, 503, chunk=replies.CompletionChunk),
         openapi_extra=_body(CompletionRequest),
     )
     async def completions(request: Request) -> Response:
@@ -121,7 +121,7 @@ def _api(service: Service, max_body_bytes: int) -> APIRouter:
         "/chat/completions",
         summary="Answer a conversation",
         tags=["Generation"],
-        responses=_responses(replies.ChatCompletion, 400, 404, 413, 415, 500, 503, stream=True),
+        responses=_responses(replies.ChatCompletion, 400, 404, 413, 415, 500, 503, chunk=replies.ChatCompletionChunk),
         openapi_extra=_body(ChatCompletionRequest),
     )
     async def chat_completions(request: Request) -> Response:
@@ -248,26 +248,38 @@ _ERRORS = {
 }
 
 
-def _responses(model: type[BaseModel], *errors: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _responses(model: type[BaseModel], *errors: int, chunk: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """``chunk``: what the events of a stream hold, up to the last one, ``[DONE]``."""
     ok: dict[str, Any] = {"model": model}
-    if stream:
-        ok |= {
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-            "description": "The answer; a stream of its pieces with `stream`.",
+    if chunk is not None:
+        data = {
+            "type": "string",
+            "anyOf": [
+                {"const": "[DONE]"},
+                {"contentMediaType": "application/json", "contentSchema": {"anyOf": [_ref(chunk), _ref(ErrorResponse)]}},
+            ],
         }
+        events = {"itemSchema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
+        ok |= {"content": {"text/event-stream": events}, "description": "The answer, or its pieces as they are made with `stream`."}
     return {200: ok, **{status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}}
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref(model)}}}}
 
 
 def _openapi(app: FastAPI, service: Service, *, secured: bool) -> dict[str, Any]:
-    """The document, with the request schemas that FastAPI does not see; the only valid model id stands in it."""
+    """The document, with the schemas of bodies and chunks, which FastAPI does not see; the only valid model id stands in it."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     bodies = (CompletionRequest, ChatCompletionRequest)
-    _, definitions = models_json_schema([(model, "validation") for model in bodies], ref_template="#/components/schemas/{model}")
+    chunks = (replies.CompletionChunk, replies.ChatCompletionChunk)
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in (*bodies, *chunks)], ref_template="#/components/schemas/{model}"
+    )
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
     for model in bodies:
@@ -279,7 +291,7 @@ def _openapi(app: FastAPI, service: Service, *, secured: bool) -> dict[str, Any]
                 operation["security"] = [{"bearer": []}]
                 operation["responses"]["401"] = {
                     "description": _ERRORS[401],
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
+                    "content": {"application/json": {"schema": _ref(ErrorResponse)}},
                 }
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -43,7 +43,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """`text_completion`; a stream sends the same object in pieces, as server-sent events that end with `[DONE]`."""
+    """An answer to `/v1/completions`."""
 
     id: str
     object: Literal["text_completion"]
@@ -52,6 +52,28 @@ class Completion(BaseModel):
     system_fingerprint: str = Field(description="Build, ISA family, weights and KV dtype: the scope in which a seed repeats its tokens.")
     choices: list[CompletionChoice]
     usage: Usage
+
+
+class CompletionChunkChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+
+
+class CompletionChunk(BaseModel):
+    """One event of a completion's stream. With `stream_options.include_usage` the last has no choices but the usage."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
 
 
 class TokenLogprob(BaseModel):
@@ -85,7 +107,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """`chat.completion`; a stream sends `chat.completion.chunk` objects with a `delta` each, as server-sent events up to `[DONE]`."""
+    """An answer to `/v1/chat/completions`."""
 
     id: str
     object: Literal["chat.completion"]
@@ -95,6 +117,37 @@ class ChatCompletion(BaseModel):
     service_tier: None
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class ChatDelta(BaseModel):
+    """What a chunk adds to a message; the role comes with the first chunk of a choice."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of an answer's stream. With `stream_options.include_usage` the last has no choices but the usage."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    service_tier: None
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
 
 
