@@ -1,17 +1,19 @@
 // Times the linear kernels on the shapes of SmolLM2-135M: 30 layers of distinct weights, so every layer comes from
 // memory as it does in a model, and the head. Each operation quantises its rows (integer formats) and multiplies, cut
 // over the threads by panels. Times are the 10th percentile per shape, summed over a step; limits are measured first.
+// With one thread they are of processor time, which other work on the machine disturbs less.
 //
-//   cd native && F="-O3 -std=c++20 -ffp-contract=off -I. -pthread" && g++ $F -mavx2 -mfma -mf16c -c kernels/avx2/linear*.cpp && g++ $F ../benchmarks/kernels/linear.cpp linear*.o -o /tmp/bench_linear && rm linear*.o
+//   cd native && F="-O3 -std=c++20 -ffp-contract=off -I. -pthread" && g++ $F -mavx2 -mfma -mf16c -c
+//   kernels/avx2/linear*.cpp && g++ $F ../benchmarks/kernels/linear.cpp linear*.o -o /tmp/bench_linear && rm linear*.o
 //   /tmp/bench_linear [--threads 2] [--format int4] [--rows 1,8,64] [--seconds 0.5] [--isa avx2]
 //
 // With -DOCTAVO_HAVE_AVX512 and the objects of kernels/avx512/linear*.cpp, --isa avx512 times those.
 #include <immintrin.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -27,14 +29,23 @@ using namespace octavo;
 
 namespace {
 
-double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+clockid_t clock_id = CLOCK_MONOTONIC;
 
-// Spins, as the calls are short, but gives the core away if that takes long: other work may hold the other thread's core.
+double now_s() {
+  timespec t;
+  clock_gettime(clock_id, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+// Spins, as the calls are short, but gives the core away if that takes long: other work may hold the other thread's
+// core.
 template <class Condition>
 void wait_until(Condition condition) {
   for (int spins = 0; !condition(); ++spins) {
-    if (spins < 5000) _mm_pause();
-    else std::this_thread::yield();
+    if (spins < 5000)
+      _mm_pause();
+    else
+      std::this_thread::yield();
   }
 }
 
@@ -135,15 +146,16 @@ struct Rows {
   float* out = allocate<float>(kMostRows * (kHead.n + 16));
 };
 
-void multiply(Team& team, const LinearKernels& kernels, const PackedMatrix& w, std::int64_t m, Rows& rows, std::int64_t padding) {
+void multiply(Team& team, const LinearKernels& kernels, const PackedMatrix& w, std::int64_t m, Rows& rows,
+              std::int64_t padding) {
   const std::int64_t groups = w.k / kGroup, size = team.size();
   const std::int64_t chunks = m == 1 ? size : std::min<std::int64_t>(4 * size, num_panels(w));
   std::atomic<std::int64_t> next{0};
   if (quantised(w.format)) {
     const auto quantise = [&](int t) {
       const std::int64_t begin = m * t / size, end = m * (t + 1) / size;
-      kernels.quantize_rows(rows.x + begin * w.k, w.k, end - begin, w.k, rows.q + begin * w.k, rows.scale + begin * groups,
-                            rows.sum + begin * groups);
+      kernels.quantize_rows(rows.x + begin * w.k, w.k, end - begin, w.k, rows.q + begin * w.k,
+                            rows.scale + begin * groups, rows.sum + begin * groups);
     };
     if (m == 1) {
       kernels.quantize_rows(rows.x, w.k, 1, w.k, rows.q, rows.scale, rows.sum);
@@ -165,8 +177,8 @@ double percentile10(std::vector<double>& times) {
   return times[times.size() / 10];
 }
 
-void time_format(Team& team, const LinearKernels& kernels, const FormatName& format, const std::vector<std::int64_t>& row_counts,
-                 double seconds, std::int64_t padding) {
+void time_format(Team& team, const LinearKernels& kernels, const FormatName& format,
+                 const std::vector<std::int64_t>& row_counts, double seconds, std::int64_t padding) {
   std::vector<PackedMatrix> matrices;
   double layer_bytes = 0, layer_weights = 0;
   const auto add = [&](const Shape& shape) {
@@ -179,11 +191,13 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
     return static_cast<double>(bytes);
   };
   for (int l = 0; l < kLayers; ++l) {
-    for (const Shape& shape : kLayer) layer_bytes += add(shape), layer_weights += static_cast<double>(shape.n * shape.k);
+    for (const Shape& shape : kLayer)
+      layer_bytes += add(shape), layer_weights += static_cast<double>(shape.n * shape.k);
   }
   const double head_bytes = add(kHead), head_weights = static_cast<double>(kHead.n * kHead.k);
   Rows rows;
-  for (std::int64_t i = 0; i < kMostRows * kMostInputs; ++i) rows.x[i] = static_cast<float>((i * 2654435761u >> 8) % 2001) / 1000 - 1;
+  for (std::int64_t i = 0; i < kMostRows * kMostInputs; ++i)
+    rows.x[i] = static_cast<float>((i * 2654435761u >> 8) % 2001) / 1000 - 1;
 
   std::printf("\n%-5s %4s | %10s %7s %7s | %-31s | %9s %7s %7s\n", format.name, "m", "30 layers", "GB/s", "GOPS",
               "GOPS of qkv, o, gate_up, down", "head ms", "GB/s", "GOPS");
@@ -204,9 +218,10 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
       shape_gops[s] = 2 * static_cast<double>(kLayer[s].n * kLayer[s].k * m) / t / 1e9;
     }
     const double head = percentile10(times[4]), rows_m = static_cast<double>(m);
-    std::printf("%-5s %4d | %7.3f ms %7.1f %7.0f | %7.0f %7.0f %7.0f %7.0f | %9.3f %7.1f %7.0f\n", format.name, static_cast<int>(m),
-                layers * 1e3, layer_bytes / layers / 1e9, 2 * layer_weights * rows_m / layers / 1e9, shape_gops[0], shape_gops[1],
-                shape_gops[2], shape_gops[3], head * 1e3, head_bytes / head / 1e9, 2 * head_weights * rows_m / head / 1e9);
+    std::printf("%-5s %4d | %7.3f ms %7.1f %7.0f | %7.0f %7.0f %7.0f %7.0f | %9.3f %7.1f %7.0f\n", format.name,
+                static_cast<int>(m), layers * 1e3, layer_bytes / layers / 1e9,
+                2 * layer_weights * rows_m / layers / 1e9, shape_gops[0], shape_gops[1], shape_gops[2], shape_gops[3],
+                head * 1e3, head_bytes / head / 1e9, 2 * head_weights * rows_m / head / 1e9);
     std::fflush(stdout);
   }
   for (const PackedMatrix& w : matrices) std::free(const_cast<std::uint8_t*>(w.data));
@@ -217,7 +232,8 @@ __attribute__((target("avx2"))) void read_all(const std::uint8_t* p, std::size_t
   __m256i sum[4] = {};
   for (std::size_t i = 0; i < bytes; i += 128) {
     for (int j = 0; j < 4; ++j) {
-      sum[j] = _mm256_add_epi64(sum[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i + 32 * static_cast<std::size_t>(j))));
+      sum[j] = _mm256_add_epi64(
+          sum[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i + 32 * static_cast<std::size_t>(j))));
     }
     _mm_prefetch(reinterpret_cast<const char*>(p + i + 2048), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(p + i + 2048 + 64), _MM_HINT_T0);
@@ -274,9 +290,10 @@ void print_limits(Team& team) {
   const double read = least([&](int t) { read_all(data + static_cast<std::size_t>(t) * share, share); });
   std::free(data);
   const double size = team.size(), loops = 10.0 * kLimitLoops * size * 1e-9;
-  std::printf("%d threads; limits: %.1f GB/s read; AVX2: %.0f GFLOPS float, %.0f GOPS int8, %.0f GOPS int4\n", team.size(),
-              static_cast<double>(share) * size / read / 1e9, loops * 16 / least([](int) { multiply_floats(); }),
-              loops * 64 / least([](int) { multiply_bytes(); }), loops * 64 / least([](int) { multiply_nibbles(); }));
+  std::printf("%d threads; limits: %.1f GB/s read; AVX2: %.0f GFLOPS float, %.0f GOPS int8, %.0f GOPS int4\n",
+              team.size(), static_cast<double>(share) * size / read / 1e9,
+              loops * 16 / least([](int) { multiply_floats(); }), loops * 64 / least([](int) { multiply_bytes(); }),
+              loops * 64 / least([](int) { multiply_nibbles(); }));
 }
 
 }  // namespace
@@ -289,11 +306,16 @@ int main(int argc, char** argv) {
   std::vector<std::int64_t> row_counts{1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
-    if (flag == "--threads") threads = std::atoi(value.c_str());
-    else if (flag == "--seconds") seconds = std::atof(value.c_str());
-    else if (flag == "--padding") padding = std::atoi(value.c_str());  // floats between rows of the output
-    else if (flag == "--format") only = value;
-    else if (flag == "--isa") isa = value;
+    if (flag == "--threads")
+      threads = std::atoi(value.c_str());
+    else if (flag == "--seconds")
+      seconds = std::atof(value.c_str());
+    else if (flag == "--padding")
+      padding = std::atoi(value.c_str());  // floats between rows of the output
+    else if (flag == "--format")
+      only = value;
+    else if (flag == "--isa")
+      isa = value;
     else if (flag == "--rows") {
       row_counts.clear();
       for (std::size_t at = 0; at < value.size(); at = std::min(value.find(',', at), value.size() - 1) + 1) {
@@ -312,6 +334,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "no kernels for --isa %s in this build\n", isa.c_str());
     return 2;
   }
+  if (threads == 1) clock_id = CLOCK_THREAD_CPUTIME_ID;
   Team team(threads);
   std::printf("%s, ", isa.c_str());
   print_limits(team);

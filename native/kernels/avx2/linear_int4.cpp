@@ -85,11 +85,12 @@ void widen(const std::uint8_t* p, std::int64_t groups, Scratch& scratch) {
 
 // R rows by the widened stretch: q, scale and x_sum point at its first group in the tile's first row.
 template <int R>
-__attribute__((noinline)) void widened_tile(const Scratch& scratch, std::int64_t stretch, const std::int8_t* q,
-                                            std::int64_t k, const float* scale, const float* x_sum, std::int64_t groups,
-                                            float (*acc)[kPanelColumns]) {
+__attribute__((noinline)) void widened_tile(Ahead ahead, const Scratch& scratch, std::int64_t stretch,
+                                            const std::int8_t* q, std::int64_t k, const float* scale,
+                                            const float* x_sum, std::int64_t groups, float (*acc)[kPanelColumns]) {
   for (std::int64_t g = 0; g < stretch; ++g) {
     __m256i sum[R][2];
+    prefetch(ahead);
     unroll<8>([&](auto j) OCTAVO_INLINE {
       const __m256i lo = load_bytes(scratch.q[g][j]), hi = load_bytes(scratch.q[g][j] + 32);
       unroll<R>([&](auto i) OCTAVO_INLINE {
@@ -124,9 +125,12 @@ void widened_panel(const PackedMatrix& w, const Activations& a, std::int64_t row
   for (std::int64_t g = 0; g < groups; g += kBlockGroups) {
     const std::int64_t stretch = groups - g < kBlockGroups ? groups - g : kBlockGroups;
     widen(w.data + (panel * groups + g) * kGroupBytes, stretch, scratch);
-    for_each_tile<4>(rows, [&](auto height, std::int64_t r) OCTAVO_INLINE {
+    for_each_tile<4>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles) OCTAVO_INLINE {
       const std::int64_t at = (row + r) * groups + g;
-      widened_tile<height>(scratch, stretch, a.q + at * kGroup, w.k, a.scale + at, a.sum + at, groups, scratch.acc + r);
+      const Ahead ahead = ahead_of(w.data + (panel * groups + g) * kGroupBytes, stretch * kGroupBytes, kGroupBytes,
+                                   stretch * kGroupBytes, t, tiles);
+      widened_tile<height>(ahead, scratch, stretch, a.q + at * kGroup, w.k, a.scale + at, a.sum + at, groups,
+                           scratch.acc + r);
     });
   }
   for (std::int64_t r = 0; r < rows; ++r) {

@@ -10,23 +10,25 @@ namespace {
 
 constexpr std::int64_t kGroupBytes = panel_bytes(WeightFormat::INT8_G32, kGroup);
 
-// R rows by one panel.
+// R rows by one panel: tile t of the `tiles` that pass over it.
 template <int R>
-void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, const LinearOutput& out) {
-  constexpr std::int64_t kAhead = 4 * kGroupBytes;
+void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
+          std::int64_t tiles, const LinearOutput& out) {
   const std::int64_t groups = w.k / kGroup;
   const std::uint8_t* p = w.data + panel * groups * kGroupBytes;
+  Ahead ahead = ahead_of(p, groups * kGroupBytes, kGroupBytes, 4 * kGroupBytes, t, tiles);
   const std::int8_t* q[R];
   const __m256i ones = _mm256_set1_epi16(1);
   __m256 acc[R][2];
   unroll<R>([&](auto i) OCTAVO_INLINE {
     q[i] = a.q + (row + i) * w.k;
     acc[i][0] = acc[i][1] = _mm256_setzero_ps();
+    prefetch_row(out, row + i, panel * kPanelColumns);
   });
   for (std::int64_t g = 0; g < groups; ++g, p += kGroupBytes) {
     __m256i sum[R][2];
+    prefetch(ahead);
     unroll<8>([&](auto j) OCTAVO_INLINE {
-      if constexpr (R <= 2) prefetch(p + kAhead + 64 * j);
       const __m256i lo = load_bytes(p + 32 + 64 * j), hi = load_bytes(p + 64 + 64 * j);
       const __m256i abs_lo = _mm256_abs_epi8(lo), abs_hi = _mm256_abs_epi8(hi);
       unroll<R>([&](auto i) OCTAVO_INLINE {
@@ -58,8 +60,8 @@ void linear_int8(const PackedMatrix& w, const Activations& a, std::int64_t m, st
   for (std::int64_t row = 0; row < m; row += block) {
     const std::int64_t rows = m - row < block ? m - row : block;
     for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      for_each_tile<4>(rows,
-                       [&](auto height, std::int64_t r) OCTAVO_INLINE { tile<height>(w, a, row + r, panel, out); });
+      for_each_tile<4>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles)
+                                 OCTAVO_INLINE { tile<height>(w, a, row + r, panel, t, tiles, out); });
     }
   }
 }

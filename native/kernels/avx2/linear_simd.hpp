@@ -29,6 +29,12 @@ OCTAVO_INLINE inline void keep(__m256i& v) { asm volatile("" : "+x"(v)); }
 
 OCTAVO_INLINE inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// Asks for the line that store_row will write, well before: with thousands of columns it is in no near cache, and
+// stores that miss wait for one another.
+OCTAVO_INLINE inline void prefetch_row(const LinearOutput& o, std::int64_t row, std::int64_t column) {
+  prefetch(o.out + row * o.ldo + column);
+}
+
 // (acc + bias) + residual for one row of one panel, in that order; columns beyond the matrix are dropped.
 OCTAVO_INLINE inline void store_row(const LinearOutput& o, std::int64_t row, std::int64_t column, std::int64_t n,
                                     __m256 lo, __m256 hi) {
@@ -66,7 +72,27 @@ OCTAVO_INLINE inline std::int64_t rows_in_cache(std::int64_t row_bytes, std::int
   return rows < least ? least : rows > most ? most : rows;
 }
 
-// Calls f(Index<R>{}, first row) over `rows` rows in tiles of at most Most, as equal as can be, R from 1 to Most.
+// Weights to ask for while a tile computes: `step` bytes from `at` on per unit (a k or a group) of the tile.
+struct Ahead {
+  const std::uint8_t* at;
+  std::int64_t step;
+};
+
+// The tiles of a panel, `stride` bytes long, share out the next panel, so that it arrives while they compute; a panel's
+// only tile runs `near` bytes ahead of itself. Beyond the last panel this asks for what nobody reads: harmless.
+OCTAVO_INLINE inline Ahead ahead_of(const std::uint8_t* panel, std::int64_t stride, std::int64_t unit_bytes,
+                                    std::int64_t near, std::int64_t tile, std::int64_t tiles) {
+  if (tiles == 1) return {panel + near, unit_bytes};
+  return {panel + stride + stride * tile / tiles, unit_bytes / tiles};
+}
+
+OCTAVO_INLINE inline void prefetch(Ahead& ahead) {
+  const std::uint8_t* end = ahead.at + ahead.step;
+  for (; ahead.at < end; ahead.at += 64) prefetch(ahead.at);
+  ahead.at = end;
+}
+
+// Calls f(Index<R>{}, first row, tile, tiles) over `rows` rows in tiles of at most Most, as equal as can be.
 template <int Most, class F>
 OCTAVO_INLINE inline void for_each_tile(std::int64_t rows, F&& f) {
   const std::int64_t tiles = (rows + Most - 1) / Most;
@@ -74,7 +100,7 @@ OCTAVO_INLINE inline void for_each_tile(std::int64_t rows, F&& f) {
   for (std::int64_t t = 0; t < tiles; ++t) {
     const std::int64_t height = (rows - row + (tiles - t) - 1) / (tiles - t);
     unroll<Most>([&](auto i) OCTAVO_INLINE {
-      if (height == i + 1) f(Index<i + 1>{}, row);
+      if (height == i + 1) f(Index<i + 1>{}, row, t, tiles);
     });
     row += height;
   }
