@@ -1,12 +1,16 @@
-"""Fixtures for every room: the default model, fetched once into the user's cache."""
+"""For every room: the default model, fetched once into the user's cache, and how hypothesis behaves on a busy machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from octavo.weights import Checkpoint, open_checkpoint, resolve
+
+settings.register_profile("octavo", deadline=None, print_blob=True)
+settings.load_profile("octavo")
 
 
 @pytest.fixture(scope="session")

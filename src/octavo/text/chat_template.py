@@ -153,7 +153,7 @@ def load_chat_template(checkpoint: Checkpoint) -> ChatTemplate | None:
 
     def text_of(name: str) -> str | None:
         index = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return str(tokens[index]) if isinstance(index, int) and 0 <= index < len(tokens) else None
+        return str(tokens[index]) if isinstance(tokens, list) and isinstance(index, int) and 0 <= index < len(tokens) else None
 
     try:
         if not isinstance(source, str):
