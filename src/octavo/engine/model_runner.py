@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.base import ChoiceBatch, Choices, Executable, StepInput
+from octavo.backends.base import ChoiceBatch, Choices, Executable, Float32Array, StepInput
 from octavo.decoding import logit_edits
 from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from octavo.engine.sequence import Sequence
@@ -79,9 +79,11 @@ class ModelRunner:
     def _run(self, entries: list[ScheduledSequence]) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
         logits = self.executable.run(self.step_input(entries))
         choosing = [entry.sequence for entry in entries if entry.chooses]
-        if not choosing:
-            return {}, {}
-        owners, batch = self.choice_batch(choosing)
+        return self.choose(choosing, logits) if choosing else ({}, {})
+
+    def choose(self, sequences: list[Sequence], logits: Float32Array) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+        """The next tokens of ``sequences``, whose logits are the rows of ``logits``, and what went wrong with some."""
+        owners, batch = self.choice_batch(sequences)
         return self._collect(owners, batch, self.executable.choose(logits, batch))
 
     def step_input(self, entries: list[ScheduledSequence]) -> StepInput:
