@@ -41,11 +41,11 @@ $(VENV)/.created:
 	@touch $@
 
 $(USER): $(VENV)/.created $(NATIVE_SOURCES) $(PYTHON_SOURCES)
-	$(PIP) install --quiet .
+	$(PIP) install --quiet --no-compile .
 	@touch $@
 
 $(DEV): $(VENV)/.created $(NATIVE_SOURCES)
-	$(PIP) install --quiet --editable '.[test]'
+	$(PIP) install --quiet --no-compile --editable '.[test]'
 	@touch $@
 
 model: $(INSTALLED)
@@ -64,7 +64,7 @@ test: $(DEV) lint
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 test-reference: $(DEV)
-	$(PIP) install --quiet --editable '.[test,reference]'
+	$(PIP) install --quiet --no-compile --editable '.[test,reference]'
 	@$(VENV)/bin/octavo pull --quiet smollm2-135m-instruct
 	$(VENV)/bin/python -m pytest -m reference $(PYTEST_ARGS)
 

@@ -40,6 +40,6 @@ def octavo(
     \b
     Examples:
       octavo serve                                  serve the default model on http://127.0.0.1:8000
-      octavo generate "Why is the sky blue?"        answer here, in the terminal
+      octavo generate "What is gravity?"        answer here, in the terminal
       octavo bench throughput                       how fast is it on this machine?
     """

@@ -14,7 +14,7 @@ def example_request(url: str, model: str, *, chat: bool, api_key: bool) -> str:
     """A ``curl`` command to paste into a shell."""
     body: dict[str, Any]
     if chat:
-        path, body = "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+        path, body = "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
     else:
         path, body = "/v1/completions", {"model": model, "prompt": "The capital of France is", "max_tokens": 16}
     quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")

@@ -38,10 +38,10 @@ def generate(
 
     \b
     Examples:
-      octavo generate "What is the capital of France?"
+      octavo generate "What is gravity?"
       octavo generate --raw "The capital of France is" --max-tokens 8 --temperature 0
       cat letter.txt | octavo generate - --system "Summarise in one sentence."
-      octavo generate "A haiku about paper" --temperature 1.0 --top-p 0.9 --seed 7
+      octavo generate "Tell me a short story about a cat." --temperature 1.0 --top-p 0.9 --seed 7
       octavo generate --model model.gguf "Hello!"
     """
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -122,4 +122,4 @@ def kernels() -> str:
         from octavo import _native
     except ImportError as error:
         return f"not built ({error})"
-    return str(_native.isa())
+    return " ".join(_native.isa_families())
