@@ -142,10 +142,6 @@ nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::dev
   const PyExecutor::Use use(self);
   const auto vocab_size = static_cast<std::int64_t>(logits.shape(1));
   if (logits.stride(1) != 1 && vocab_size > 1) throw std::invalid_argument("logits must be contiguous along the vocabulary");
-  if (vocab_size != use->logits().width) {
-    throw std::invalid_argument("logits has " + std::to_string(vocab_size) + " columns, but the vocabulary has " +
-                                std::to_string(use->logits().width));
-  }
   const ChoiceRequest request{logits.data(),       static_cast<std::int64_t>(logits.shape(0)),
                               vocab_size,          logits.stride(0),
                               span(rows),          span(temperature),

@@ -192,6 +192,11 @@ void Executor::work(std::size_t index, int thread_id) noexcept {
 
 void Executor::choose(const ChoiceRequest& request, const ChoiceResult& result) {
   check_choices(request);
+  const std::int64_t floats = round_up(choice_scratch_floats(request.vocab_size), 1024) + 16;
+  if (floats > scratch_floats_) {  // logits of another vocabulary than the program's
+    scratch_ = MappedMemory(static_cast<std::size_t>(floats * pool_->size()) * sizeof(float));
+    scratch_floats_ = floats;
+  }
   pool_->for_each_on_thread(request.num_choices(), [&](std::int64_t r, int thread_id) {
     choose_one(request, r, *isa_.elementwise, scratch(thread_id), result);
   });
