@@ -207,8 +207,8 @@ def test_extreme_temperatures(exe: Executable, temperature: float) -> None:
 
 def test_a_large_vocabulary(exe: Executable) -> None:
     logits = separated_logits(2, vocab=49152)
-    fields = dict(temperature=0.9, top_k=[0, 40, 0, 0], top_p=[1.0, 1.0, 0.95, 1.0], min_p=[0, 0, 0, 0.01], seed=11, num_logprobs=20)
-    got = exe.choose(logits, choice_batch([0, 0, 1, 1], **fields))
+    limited = {"top_k": [0, 40, 0, 0], "top_p": [1.0, 1.0, 0.95, 1.0], "min_p": [0, 0, 0, 0.01]}
+    got = exe.choose(logits, choice_batch([0, 0, 1, 1], temperature=0.9, seed=11, num_logprobs=20, **limited))
     limits = [{}, {"top_k": 40}, {"top_p": float(np.float32(0.95))}, {"min_p": float(np.float32(0.01))}]
     for r, limit in enumerate(limits):
         row = [float(x) for x in logits[r // 2]]

@@ -1,9 +1,9 @@
 """Whole little Llamas: ``native`` beside ``reference``, through prompts, chunks and decoding, for every weight type and shape.
 
-Float weights: the two differ by float32 rounding only, which two layers make about as large as a few hundred units of 2⁻²⁴.
-Integer weights: both round activations to int8 by the same rule, so most rows agree as closely; but where a value lies on
-the edge between two bytes, a difference in its last bit moves it by one step of 1/127 of its group's largest,
-and that row, and rows that attend to it, differ by about as much as the rounding itself.
+Float weights and an fp32 cache: the two differ by float32 rounding only, which two layers make about ten times larger.
+Where numbers are rounded on purpose, to fp16 in the cache or to int8 before an integer weight, both round by the same rule, but a
+value on the edge between two steps may fall on either side: 2⁻¹¹ of the value in fp16, 1/127 of its group's largest in
+int8. Every row of an fp16 cache has met such edges; of a small integer model's rows at least half have not.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .tensors import ALL_TYPES, INTEGER_TYPES
 Float32Array = npt.NDArray[np.float32]
 
 FLOAT_TOLERANCE = 1e-5
-"""Largest |Δlogit| of a row of a float model, relative to the row's root mean square."""
-EDGE_TOLERANCE = 0.03
-"""The same where activations fell on the other side of an edge."""
-EDGE_ROWS = 0.5
-"""At most this part of the rows of an integer model may need it."""
+"""Largest |Δlogit| of a row, relative to the row's root mean square, where nothing is rounded on purpose."""
+FP16_TOLERANCE = 1e-3
+"""The same with edges of an fp16 cache."""
+INT8_TOLERANCE = 0.06
+"""The same with edges of int8 activations; half of the rows must be within ``FLOAT_TOLERANCE`` nevertheless."""
 
 
 def all_logits(backend: Backend, model: LittleLlama, kv_dtype: KVDType, num_threads: int = 1, dequantize: bool = False) -> Float32Array:
@@ -44,14 +44,16 @@ def all_logits(backend: Backend, model: LittleLlama, kv_dtype: KVDType, num_thre
     return np.concatenate(parts)
 
 
-def check(got: Float32Array, want: Float32Array, exact_rounding: bool) -> None:
-    error = np.abs(got - want).max(axis=1) / np.sqrt((want.astype(np.float64) ** 2).mean(axis=1))
+def row_errors(got: Float32Array, want: Float32Array) -> npt.NDArray[np.float64]:
     assert got.shape == want.shape
-    if exact_rounding:
-        assert error.max() < FLOAT_TOLERANCE, f"worst row {error.argmax()}: {error.max():.3g}"
-    else:
-        assert np.quantile(error, 1 - EDGE_ROWS) < FLOAT_TOLERANCE, f"half of the rows differ by more than {np.median(error):.3g}"
-        assert error.max() < EDGE_TOLERANCE, f"worst row {error.argmax()}: {error.max():.3g}"
+    return np.abs(got - want).max(axis=1) / np.sqrt((want.astype(np.float64) ** 2).mean(axis=1))
+
+
+def check(got: Float32Array, want: Float32Array, tolerance: float) -> None:
+    error = row_errors(got, want)
+    assert error.max() < tolerance, f"worst row {error.argmax()}: {error.max():.3g}"
+    if tolerance == INT8_TOLERANCE:
+        assert np.median(error) < FLOAT_TOLERANCE, f"half of the rows differ by more than {np.median(error):.3g}"
 
 
 SHAPES = {
@@ -68,8 +70,8 @@ SHAPES = {
 @pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(native: Backend, reference: Backend, shape: str, kv_dtype: KVDType) -> None:
-    model = SHAPES[shape]
-    check(all_logits(native, model, kv_dtype), all_logits(reference, model, kv_dtype), exact_rounding=kv_dtype == "fp32")
+    got, want = (all_logits(b, SHAPES[shape], kv_dtype) for b in (native, reference))
+    check(got, want, FLOAT_TOLERANCE if kv_dtype == "fp32" else FP16_TOLERANCE)
 
 
 @pytest.mark.parametrize("type", ALL_TYPES, ids=lambda t: t.name)
@@ -77,13 +79,13 @@ def test_shapes(native: Backend, reference: Backend, shape: str, kv_dtype: KVDTy
 def test_weight_types(native: Backend, reference: Backend, type: TensorType, seed: int) -> None:
     model = LittleLlama(linear_types=(type,), embedding_type=type, seed=seed)
     got, want = (all_logits(b, model, "fp32", num_threads=2) for b in (native, reference))
-    check(got, want, exact_rounding=type not in INTEGER_TYPES)
+    check(got, want, INT8_TOLERANCE if type in INTEGER_TYPES else FLOAT_TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mixed_types(native: Backend, reference: Backend, seed: int) -> None:
     model = LittleLlama(linear_types=ALL_TYPES, embedding_type=TensorType.Q8_0, biases=True, seed=seed)
-    check(all_logits(native, model, "fp16"), all_logits(reference, model, "fp16"), exact_rounding=False)
+    check(all_logits(native, model, "fp16"), all_logits(reference, model, "fp16"), INT8_TOLERANCE)
 
 
 @pytest.mark.parametrize("type", INTEGER_TYPES, ids=lambda t: t.name)
@@ -91,7 +93,7 @@ def test_dequantized(native: Backend, reference: Backend, type: TensorType) -> N
     """Expanded to float32 there are no edges to fall over."""
     model = LittleLlama(linear_types=(type,), embedding_type=TensorType.Q8_0)
     got, want = (all_logits(b, model, "fp32", dequantize=True) for b in (native, reference))
-    check(got, want, exact_rounding=True)
+    check(got, want, FLOAT_TOLERANCE)
 
 
 def test_the_tolerance_notices_a_wrong_weight(reference: Backend) -> None:
@@ -105,5 +107,4 @@ def test_the_tolerance_notices_a_wrong_weight(reference: Backend) -> None:
     driver = Driver(compile_program(reference, program, tensors))
     rng = np.random.default_rng(11)
     got = driver.whole(rng.integers(0, model.vocab_size, 21))[:1]
-    error = np.abs(got - want[:1]).max() / np.sqrt((want[:1] ** 2).mean())
-    assert error > 10 * FLOAT_TOLERANCE
+    assert row_errors(got, want[:1])[0] > 10 * FLOAT_TOLERANCE
