@@ -7,13 +7,27 @@
 namespace octavo {
 namespace {
 
-// Calls f(i, mask) over 0 … n-1 in vectors of eight; the mask of a whole vector is all ones.
+// Eight lanes, or the first few of them: masked stores are far too slow to be used everywhere.
+struct AllLanes {
+  OCTAVO_INLINE __m256 load(const float* p) const { return _mm256_loadu_ps(p); }
+  OCTAVO_INLINE void store(float* p, __m256 x) const { _mm256_storeu_ps(p, x); }
+  OCTAVO_INLINE __m256 select(__m256, __m256 x) const { return x; }
+};
+struct SomeLanes {
+  __m256i mask;
+  OCTAVO_INLINE __m256 load(const float* p) const { return _mm256_maskload_ps(p, mask); }
+  OCTAVO_INLINE void store(float* p, __m256 x) const { _mm256_maskstore_ps(p, mask, x); }
+  OCTAVO_INLINE __m256 select(__m256 otherwise, __m256 x) const {
+    return _mm256_blendv_ps(otherwise, x, _mm256_castsi256_ps(mask));
+  }
+};
+
+// Calls f(i, lanes) for vectors of eight at 0, 8, … below n; the last one may have fewer lanes.
 template <class F>
 OCTAVO_INLINE inline void for_vectors(std::int64_t n, F&& f) {
-  const __m256i all = _mm256_set1_epi32(-1);
   std::int64_t i = 0;
-  for (; i + 8 <= n; i += 8) f(i, all);
-  if (i < n) f(i, lane_mask(n - i));
+  for (; i + 8 <= n; i += 8) f(i, AllLanes{});
+  if (i < n) f(i, SomeLanes{lane_mask(n - i)});
 }
 
 float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
@@ -27,30 +41,30 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t width
       sum[j] = _mm256_fmadd_ps(v, v, sum[j]);
     });
   }
-  for_vectors(width - i, [&](std::int64_t j, __m256i mask) OCTAVO_INLINE {
-    const __m256 v = _mm256_maskload_ps(x + i + j, mask);
+  for_vectors(width - i, [&](std::int64_t j, auto lanes) OCTAVO_INLINE {
+    const __m256 v = lanes.load(x + i + j);
     sum[0] = _mm256_fmadd_ps(v, v, sum[0]);
   });
   const float total = horizontal_sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
   const __m256 factor = _mm256_set1_ps(1.0f / square_root(total / static_cast<float>(width) + eps));
-  for_vectors(width, [&](std::int64_t j, __m256i mask) OCTAVO_INLINE {
-    const __m256 v = _mm256_mul_ps(_mm256_maskload_ps(x + j, mask), factor);
-    _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(v, _mm256_maskload_ps(weight + j, mask)));
+  for_vectors(width, [&](std::int64_t j, auto lanes) OCTAVO_INLINE {
+    const __m256 v = _mm256_mul_ps(lanes.load(x + j), factor);
+    lanes.store(out + j, _mm256_mul_ps(v, lanes.load(weight + j)));
   });
 }
 
 void silu_mul(const float* gate, const float* up, std::int64_t width, float* out) {
   const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
-  for_vectors(width, [&](std::int64_t i, __m256i mask) OCTAVO_INLINE {
-    const __m256 g = _mm256_maskload_ps(gate + i, mask);
+  for_vectors(width, [&](std::int64_t i, auto lanes) OCTAVO_INLINE {
+    const __m256 g = lanes.load(gate + i);
     const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exp8(_mm256_xor_ps(g, sign))));
-    _mm256_maskstore_ps(out + i, mask, _mm256_mul_ps(silu, _mm256_maskload_ps(up + i, mask)));
+    lanes.store(out + i, _mm256_mul_ps(silu, lanes.load(up + i)));
   });
 }
 
 void add(const float* x, const float* y, std::int64_t width, float* out) {
-  for_vectors(width, [&](std::int64_t i, __m256i mask) OCTAVO_INLINE {
-    _mm256_maskstore_ps(out + i, mask, _mm256_add_ps(_mm256_maskload_ps(x + i, mask), _mm256_maskload_ps(y + i, mask)));
+  for_vectors(width, [&](std::int64_t i, auto lanes) OCTAVO_INLINE {
+    lanes.store(out + i, _mm256_add_ps(lanes.load(x + i), lanes.load(y + i)));
   });
 }
 
@@ -65,8 +79,8 @@ void rope(const float* x, const RopeTable& table, std::int64_t position, std::in
 bool row_max(const float* x, std::int64_t n, float* max) {
   const __m256 lowest = _mm256_set1_ps(-__builtin_inff());
   __m256 largest = lowest, unordered = _mm256_setzero_ps();
-  for_vectors(n, [&](std::int64_t i, __m256i mask) OCTAVO_INLINE {
-    const __m256 v = _mm256_blendv_ps(lowest, _mm256_maskload_ps(x + i, mask), _mm256_castsi256_ps(mask));
+  for_vectors(n, [&](std::int64_t i, auto lanes) OCTAVO_INLINE {
+    const __m256 v = lanes.select(lowest, lanes.load(x + i));
     unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     largest = _mm256_max_ps(largest, v);
   });
