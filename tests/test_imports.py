@@ -94,7 +94,7 @@ def _imports_in(tree: ast.Module, path: Path) -> Iterator[Import]:
                 yield Import(importer, full if base == "octavo" or is_module(full) else base, node.lineno)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_module", "__import__"):
+            if called in ("import_module", "__import__", "files"):  # files: importlib.resources
                 name = node.args[0].value
                 yield Import(importer, package + name if name.startswith(".") else name, node.lineno)
 

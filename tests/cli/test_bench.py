@@ -20,7 +20,21 @@ from tests.cli.running import octavo
 def test_the_record(kind: str, requests: str, tmp_path: Path) -> None:
     path = tmp_path / f"{kind}.json"
     shape = ("--input-len", "24", "--output-len", "6", requests, "3")
-    done = octavo("bench", kind, *shape, "--reps", "2", "--warmup", "1", "--kv-cache-memory-bytes", "64MB", "--json", str(path))
+    done = octavo(
+        "bench",
+        kind,
+        *shape,
+        "--reps",
+        "2",
+        "--warmup",
+        "1",
+        "--kv-cache-memory-bytes",
+        "64MB",
+        "--max-model-len",
+        "512",
+        "--json",
+        str(path),
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     record = json.loads(path.read_text())

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,11 @@ def test_what_the_banner_says_is_true() -> None:
         with urllib.request.urlopen(facts["docs"], timeout=10) as answer:
             assert answer.status == 200
             assert "html" in answer.headers["content-type"]
+            assets = re.findall(r'(?:src|href)="([^"]+)"', answer.read().decode())
+        assert assets
+        for asset in assets:  # relative to this server, so that the page works without a network
+            with urllib.request.urlopen(urllib.parse.urljoin(facts["docs"], asset), timeout=10) as answer:
+                assert len(answer.read()) > 100
         if shutil.which("curl"):
             pasted = re.search(r"^  (curl .*\\\n.*)$", banner, re.MULTILINE)
             assert pasted is not None

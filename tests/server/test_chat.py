@@ -9,11 +9,12 @@ import pytest
 
 from .process import MODEL
 
+SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 
 
 def ask(client: openai.OpenAI, *messages: dict[str, Any], **kwargs: Any) -> Any:
-    options = {"model": MODEL, "messages": list(messages) or [QUESTION], "temperature": 0, "max_tokens": 24, **kwargs}
+    options = {"model": MODEL, "messages": list(messages) or [SYSTEM, QUESTION], "temperature": 0, "max_tokens": 24, **kwargs}
     return client.chat.completions.create(**options)
 
 
@@ -37,9 +38,9 @@ def test_it_knows_paris(client: openai.OpenAI) -> None:
 def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
     """An answer can be handed back as the client's object, with all of its empty fields."""
     first = ask(client).choices[0].message
-    second = ask(client, QUESTION, first, {"role": "user", "content": "And of Italy?"})
+    second = ask(client, SYSTEM, QUESTION, first, {"role": "user", "content": "And of Italy?"})
     assert second.choices[0].message.content
-    dumped = ask(client, QUESTION, first.model_dump(), {"role": "user", "content": "And of Italy?"})
+    dumped = ask(client, SYSTEM, QUESTION, first.model_dump(), {"role": "user", "content": "And of Italy?"})
     assert dumped.choices[0].message.content == second.choices[0].message.content
     assert second.usage.prompt_tokens_details.cached_tokens > 0, "the conversation so far is cached"
 
@@ -128,7 +129,7 @@ def test_continue_final_message(client: openai.OpenAI) -> None:
     half = len(text) // 2
     while text[half] != " ":  # where tokens begin
         half += 1
-    rest = ask(client, QUESTION, {"role": "assistant", "content": text[:half]}, extra_body={"continue_final_message": True})
+    rest = ask(client, SYSTEM, QUESTION, {"role": "assistant", "content": text[:half]}, extra_body={"continue_final_message": True})
     assert text[:half] + rest.choices[0].message.content == text
     prompt = whole.prompt_token_ids
     no_opening = ask(client, max_tokens=1, extra_body={"add_generation_prompt": False, "return_token_ids": True}).prompt_token_ids
@@ -165,7 +166,7 @@ def test_defaults_pass(client: openai.OpenAI) -> None:
 async def test_async_client(client: openai.OpenAI) -> None:
     async with openai.AsyncOpenAI(base_url=client.base_url, api_key="unused") as async_client:
         stream = await async_client.chat.completions.create(
-            model=MODEL, messages=[QUESTION], temperature=0, max_tokens=24, stream=True  # type: ignore[list-item]
+            model=MODEL, messages=[SYSTEM, QUESTION], temperature=0, max_tokens=24, stream=True  # type: ignore[list-item]
         )  # fmt: skip
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert text == ask(client).choices[0].message.content

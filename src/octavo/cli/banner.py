@@ -14,9 +14,10 @@ def example_request(url: str, model: str, *, chat: bool, api_key: bool) -> str:
     """A ``curl`` command to paste into a shell."""
     body: dict[str, Any]
     if chat:
-        path, body = "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
+        question = "Name the capital of France."
+        path, body = "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
     else:
-        path, body = "/v1/completions", {"model": model, "prompt": "The capital of France is", "max_tokens": 16}
+        path, body = "/v1/completions", {"model": model, "prompt": "The capital of France is", "max_tokens": 16, "temperature": 0}
     quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
     authorisation = ' -H "Authorization: Bearer $OCTAVO_API_KEY"' if api_key else ""
     return f"curl {url}{path} -H 'Content-Type: application/json'{authorisation} \\\n    -d '{quoted}'"
@@ -46,6 +47,6 @@ def banner(facts: dict[str, Any], url: str, *, chat: bool, api_key: bool) -> str
     """The whole text, coloured if stdout is a terminal. ``facts`` are those of ``engine_facts``."""
     bold, dim, plain = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "", "")
     title = f"{bold}Octavo {facts['octavo']}{plain} serves {bold}{facts['model']}{plain} (loaded in {facts['load_s']:.1f} s)"
-    body = [f"  {dim}{label:<9}{plain}{text}" for label, text in lines(facts, url)]
+    body = [f"  {dim}{label:<10}{plain}{text}" for label, text in lines(facts, url)]
     curl = example_request(url, facts["model"], chat=chat, api_key=api_key)
     return "\n".join(["", title, "", *body, "", f"  {curl}", "", f"  {dim}Ctrl-C stops the server.{plain}", ""])

@@ -1,0 +1,155 @@
+"""SmolLM2-135M-Instruct's numbers beside transformers' and llama.cpp's, which ``tests/golden`` keeps.
+
+Everything is teacher-forced through ``Executable.run``: Octavo reads the tokens that the other engine chose, many sequences in one
+step, and its logits at every position are compared. The scripts ``golden_llamacpp.py`` and ``golden_transformers.py`` in
+``scripts/`` made the files and say how to make them again; neither engine is needed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from octavo.backends import get_backend
+from octavo.backends.base import CompileOptions, Executable
+from octavo.config import BLOCK_SIZE, KVDType, available_cores
+from octavo.models import build_program
+from octavo.weights import Checkpoint
+
+from .conformance import steps
+
+pytestmark = pytest.mark.model
+
+GOLDEN = Path(__file__).parent / "golden"
+MAX_TOKENS = 1024
+MAX_ROWS = 512
+Float32Array = npt.NDArray[np.float32]
+Ids = Sequence[int]
+
+
+def compile_model(checkpoint: Checkpoint, kv_dtype: KVDType, *, dequantize: bool = False) -> Executable:
+    program = build_program(checkpoint, max_model_len=2048)
+    options = CompileOptions(BLOCK_SIZE, kv_dtype, MAX_TOKENS, MAX_ROWS, 2048, available_cores(), dequantize)
+    exe = get_backend("native").compile(program, checkpoint.tensors, options)
+    exe.allocate_kv(MAX_TOKENS // BLOCK_SIZE + MAX_TOKENS, fill_nan=True)
+    return exe
+
+
+def teacher_forced(exe: Executable, prompts: Sequence[Ids], wanted: Sequence[Sequence[int]]) -> Iterator[tuple[int, Float32Array]]:
+    """(i, logits of rows ``wanted[i]`` of prompt i), as many prompts per step as fit; the logits live until the next one."""
+    pending: list[int] = []
+
+    def flush() -> Iterator[tuple[int, Float32Array]]:
+        blocks = iter(range(10**9))
+        chunks = [
+            (steps.Sequence(list(prompts[i]), [next(blocks) for _ in range(-(-len(prompts[i]) // BLOCK_SIZE))]), len(prompts[i]))
+            for i in pending
+        ]
+        starts = np.cumsum([0] + [n for _, n in chunks])
+        rows = [start + row for start, i in zip(starts, pending, strict=False) for row in wanted[i]]
+        logits = exe.run(steps.make_step(chunks, BLOCK_SIZE, rows))
+        at = 0
+        for i in pending:
+            yield i, logits[at : at + len(wanted[i])]
+            at += len(wanted[i])
+
+    for i, prompt in enumerate(prompts):
+        together = [*pending, i]
+        if pending and (sum(len(prompts[j]) for j in together) > MAX_TOKENS or sum(len(wanted[j]) for j in together) > MAX_ROWS):
+            yield from flush()
+            pending = []
+        assert len(prompt) <= MAX_TOKENS
+        pending.append(i)
+    yield from flush()
+
+
+@pytest.fixture(scope="module")
+def quantized(smollm2: Checkpoint) -> Iterator[Executable]:
+    exe = compile_model(smollm2, "fp16")
+    yield exe
+    exe.close()
+
+
+@pytest.fixture(scope="module")
+def token_ids() -> dict[str, list[list[int]]]:
+    return json.loads((GOLDEN / "prompts.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_dequantized_logits_are_those_of_transformers(smollm2: Checkpoint) -> None:
+    """fp32 weights and cache: max |Δlogit| < 2e-3, over four positions of 24 prompts of 3 to 617 tokens."""
+    golden = np.load(GOLDEN / "transformers.npz")
+    prompts = [p.tolist() for p in np.split(golden["prompt_ids"], np.cumsum(golden["prompt_lengths"])[:-1])]
+    wanted = [sorted(set(golden["rows"][golden["rows"][:, 0] == i, 1].tolist())) for i in range(len(prompts))]
+    exe = compile_model(smollm2, "fp32", dequantize=True)
+    worst, compared = 0.0, 0
+    for i, logits in teacher_forced(exe, prompts, wanted):
+        for (p, position), ids, values in zip(golden["rows"], golden["ids"], golden["logits"], strict=True):
+            if p == i:
+                row = logits[wanted[i].index(position)]
+                worst = max(worst, float(np.abs(row[ids] - values).max()))
+                compared += 1
+        for p, values in zip(golden["whole"], golden["whole_logits"], strict=True):
+            if p == i:
+                worst = max(worst, float(np.abs(logits[-1] - values).max()))
+    exe.close()
+    print(f"max |Δlogit| from transformers: {worst:.2e} over {compared} positions")
+    assert compared == 96
+    assert worst < 2e-3
+
+
+def test_greedy_tokens_diverge_from_llama_cpp_only_where_two_logits_are_close(
+    quantized: Executable, token_ids: dict[str, list[list[int]]]
+) -> None:
+    """200 prompts, 64 greedy tokens each, the Q4_1 file and an fp16 cache on both sides.
+
+    Wherever Octavo would have chosen another token, llama.cpp's two largest logits lie no further apart than twice the 99th percentile
+    of |Δlogit|, which is measured at a sample of these positions.
+    """
+    golden = np.load(GOLDEN / "llamacpp_greedy.npz")
+    prompts, tokens, gaps = token_ids["prompts"], golden["tokens"].astype(np.int64), golden["gaps"]
+    forced = [prompt + chosen[:-1].tolist() for prompt, chosen in zip(prompts, tokens, strict=True)]
+    wanted = [range(len(prompt) - 1, len(prompt) - 1 + tokens.shape[1]) for prompt in prompts]
+    sample = {tuple(step): k for k, step in enumerate(golden["sample_steps"].tolist())}
+    greedy = np.zeros_like(tokens)
+    differences = []
+    for i, logits in teacher_forced(quantized, forced, wanted):
+        greedy[i] = logits.argmax(axis=1)
+        for step in range(tokens.shape[1]):
+            if (k := sample.get((i, step))) is not None:
+                differences.append(np.abs(logits[step, golden["sample_ids"][k]] - golden["sample_logits"][k]))
+    p99 = float(np.quantile(np.concatenate(differences), 0.99))
+    diverging = gaps[greedy != tokens]
+    print(
+        f"|Δlogit| from llama.cpp: median {np.median(np.concatenate(differences)):.3f}, p99 {p99:.3f}; "
+        f"{len(diverging)} of {tokens.size} tokens differ, largest gap {diverging.max(initial=0):.3f}"
+    )
+    assert len(differences) == len(sample) == 200
+    assert p99 < P99_LIMIT
+    assert diverging.max(initial=0) <= 2 * p99
+
+
+P99_LIMIT = 0.5
+"""Keeps the measure itself honest: two engines that round activations to int8 in groups of 32 cannot be further apart."""
+
+
+def test_perplexity_is_llama_cpp_s(quantized: Executable, token_ids: dict[str, list[list[int]]]) -> None:
+    """Within 0.5 % on the same tokens in the same windows."""
+    golden = np.load(GOLDEN / "llamacpp_perplexity.npz")
+    text, size = token_ids["text"], int(golden["window"])
+    windows = [text[start : start + size] for start in range(0, len(text), size)]
+    logprobs = []
+    for i, window in enumerate(windows):
+        for _, logits in teacher_forced(quantized, [window], [range(len(window) - 1)]):
+            z = logits.astype(np.float64)
+            z -= z.max(axis=1, keepdims=True)
+            z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+            logprobs.append(z[np.arange(len(window) - 1), windows[i][1:]])
+    ours, theirs = (float(np.exp(-np.mean(x))) for x in (np.concatenate(logprobs), golden["logprobs"].astype(np.float64)))
+    print(f"perplexity {ours:.4f}, llama.cpp {theirs:.4f}")
+    assert len(np.concatenate(logprobs)) == len(golden["logprobs"])
+    assert abs(ours / theirs - 1) < 0.005
