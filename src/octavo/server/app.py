@@ -21,6 +21,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from octavo.engine.async_llm import AsyncLLM
@@ -31,7 +32,7 @@ from octavo.server.errors import APIError, ErrorResponse, from_validation
 from octavo.server.generation import Service
 from octavo.server.middleware import ACCOUNT, ApiKeyMiddleware, RequestMiddleware
 from octavo.server.protocol import ChatCompletionRequest, CompletionRequest
-from octavo.server.sse import answer
+from octavo.server.sse import STATUS_CLIENT_LEFT, answer
 
 MAX_BODY_BYTES = 32 << 20
 
@@ -200,11 +201,14 @@ async def read_body(request: Request, model: type[T], max_bytes: int) -> T:
     declared = request.headers.get("content-length", "")
     too_large = declared.isdecimal() and int(declared) > max_bytes
     if not too_large:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                too_large = True
-                break
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    too_large = True
+                    break
+        except ClientDisconnect:
+            raise APIError(STATUS_CLIENT_LEFT, "the client left before it had sent its body") from None
     if too_large:
         raise APIError(413, f"the body is larger than {max_bytes} bytes", code="body_too_large", headers={"Connection": "close"})
     raw = bytes(body)

@@ -139,7 +139,7 @@ class Service:
                         if output.error is not None:
                             raise APIError(500, f"the request failed: {output.error}", code="request_failed")
                     if account.first_token_s is None and account.output_tokens:
-                        account.first_token_s = account.last_token_s
+                        account.first_token_s = batch[0][1].metrics.first_token_s or account.last_token_s
                     account.cached_tokens = sum(cached)
                     yield batch
         except ValueError as error:
