@@ -29,16 +29,16 @@ pytestmark = pytest.mark.reference
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
     pytest.skip("torch and transformers are not installed", allow_module_level=True)
 
-import gguf
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import gguf  # noqa: E402
+import torch  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 Float32Array = npt.NDArray[np.float32]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "multi-head": {"num_attention_heads": 4, "num_key_value_heads": 4},
-    "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True},
+    "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 192, "tie_word_embeddings": True},
     "one-kv-head-wide": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 80, "hidden_size": 96},
     "linear-rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
     "llama3-rope": {
