@@ -41,10 +41,12 @@ $(VENV)/.created:
 	@touch $@
 
 $(USER): $(VENV)/.created $(NATIVE_SOURCES) $(PYTHON_SOURCES)
+	@echo "Installing Octavo into $(VENV) (the native build takes about a minute) …"
 	$(PIP) install --quiet --no-compile .
 	@touch $@
 
 $(DEV): $(VENV)/.created $(NATIVE_SOURCES)
+	@echo "Installing Octavo for development into $(VENV) (the native build takes about a minute) …"
 	$(PIP) install --quiet --no-compile --editable '.[test]'
 	@touch $@
 
