@@ -21,14 +21,20 @@ _READY = re.compile(r"serving \S+ at (http://\S+)")
 
 
 class ServerProcess:
-    """``python -m octavo.server`` on a free loopback port. Raises ``AssertionError`` with its log if it does not come up."""
+    """``python -m octavo.server`` on a free loopback port. Raises ``AssertionError`` with its log if it does not come up.
 
-    def __init__(self, log: Path, *flags: str) -> None:
+    ``prelude`` is Python that the process runs first, to break something in it.
+    """
+
+    def __init__(self, log: Path, *flags: str, prelude: str | None = None) -> None:
         self._log = log
         self.http = httpx.Client(timeout=60)
-        command = [sys.executable, "-m", "octavo.server", "--port", "0", "--max-model-len", str(MAX_MODEL_LEN)]
+        start = ["-m", "octavo.server"]
+        if prelude is not None:
+            start = ["-c", f"{prelude}\nimport sys\nfrom octavo.server.__main__ import main\nsys.exit(main(sys.argv[1:]))"]
+        options = ["--port", "0", "--max-model-len", str(MAX_MODEL_LEN), "--kv-cache-memory-bytes", str(320 << 20), *flags]
         with log.open("wb") as sink:
-            self.process = subprocess.Popen([*command, "--kv-cache-memory-bytes", str(320 << 20), *flags], stderr=sink, stdout=sink)
+            self.process = subprocess.Popen([sys.executable, *start, *options], stderr=sink, stdout=sink)
         self.url = self._wait_until_ready()
 
     def _wait_until_ready(self) -> str:
@@ -77,8 +83,8 @@ class ServerProcess:
 
 
 @contextmanager
-def running_server(log: Path, *flags: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(log, *flags)
+def running_server(log: Path, *flags: str, prelude: str | None = None) -> Iterator[ServerProcess]:
+    server = ServerProcess(log, *flags, prelude=prelude)
     try:
         yield server
     finally:

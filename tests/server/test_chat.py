@@ -165,7 +165,7 @@ def test_defaults_pass(client: openai.OpenAI) -> None:
 
 async def test_async_client(client: openai.OpenAI) -> None:
     async with openai.AsyncOpenAI(base_url=client.base_url, api_key="unused") as async_client:
-        stream = await async_client.chat.completions.create(
+        stream: Any = await async_client.chat.completions.create(
             model=MODEL, messages=[SYSTEM, QUESTION], temperature=0, max_tokens=24, stream=True  # type: ignore[list-item]
         )  # fmt: skip
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from typing import Any
 
 import httpx
 import openai
@@ -76,7 +77,7 @@ def _wait_until_busy(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("fields", [{}, {"n": 4}, {"prompt": ["one, two,", "three, four,", "five, six,"]}])
-def test_a_client_that_leaves_frees_its_blocks(server: ServerProcess, stream: bool, fields: dict[str, object]) -> None:
+def test_a_client_that_leaves_frees_its_blocks(server: ServerProcess, stream: bool, fields: dict[str, Any]) -> None:
     with _connect(server) as connection:
         connection.sendall(_request(stream, **fields))
         if stream:

@@ -90,7 +90,9 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"repetition_penalty": 1.1}, "repetition_penalty", "not supported"),
     ({"logit_bias": {"50256": -100}}, "logit_bias", "not supported"),
     ({"max_token": 5}, "max_token", "did you mean max_tokens?"),
-    ({"use_beam_search": True}, "use_beam_search", "not a parameter"),
+    ({"use_beam_search": True}, "use_beam_search", "not supported"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs", "not supported"),
+    ({"guided_json": {}}, "guided_json", "not a parameter"),
     ({"model": 3}, "model", "3"),
 ]
 

@@ -112,7 +112,7 @@ def _api(service: Service, max_body_bytes: int) -> APIRouter:
         summary="Complete one or more prompts",
         tags=["Generation"],
         responses=_responses(replies.Completion, 400, 404, 413, 415, 500, 503, chunk=replies.CompletionChunk),
-        openapi_extra=_body(CompletionRequest),
+        openapi_extra=_body(CompletionRequest, prompt="The capital of France is"),
     )
     async def completions(request: Request) -> Response:
         body = await read_body(request, CompletionRequest, max_body_bytes)
@@ -123,7 +123,7 @@ def _api(service: Service, max_body_bytes: int) -> APIRouter:
         summary="Answer a conversation",
         tags=["Generation"],
         responses=_responses(replies.ChatCompletion, 400, 404, 413, 415, 500, 503, chunk=replies.ChatCompletionChunk),
-        openapi_extra=_body(ChatCompletionRequest),
+        openapi_extra=_body(ChatCompletionRequest, messages=[{"role": "user", "content": "What is gravity?"}]),
     )
     async def chat_completions(request: Request) -> Response:
         body = await read_body(request, ChatCompletionRequest, max_body_bytes)
@@ -272,8 +272,14 @@ def _responses(model: type[BaseModel], *errors: int, chunk: type[BaseModel] | No
     return {200: ok, **{status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in errors}}
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref(model)}}}}
+def _body(model: type[BaseModel], **prompt: Any) -> dict[str, Any]:
+    """``prompt``: the field that makes the examples; nobody wants to clear away every other field first."""
+    examples = {
+        "Whole": {"value": {**prompt, "max_tokens": 64}},
+        "Streamed": {"value": {**prompt, "max_tokens": 64, "stream": True, "stream_options": {"include_usage": True}}},
+        "Repeatable samples": {"value": {**prompt, "max_tokens": 32, "temperature": 0.8, "seed": 1, "n": 2}},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _ref(model), "examples": examples}}}}
 
 
 def _openapi(app: FastAPI, service: Service, *, secured: bool) -> dict[str, Any]:

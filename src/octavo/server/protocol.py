@@ -125,6 +125,11 @@ class GenerationRequest(Strict):
     presence_penalty: Zero = no("only 0 is")
     repetition_penalty: One = no("only 1 is")
     logit_bias: EmptyObject = no("only an empty map is")
+    use_beam_search: Literal[False] | None = no("only false is")
+    length_penalty: One = no("only 1 is")
+    early_stopping: Literal[False] | None = no("only false is")
+    prompt_logprobs: None = no("leave it out")
+    priority: Zero = no("only 0 is")
 
     def _sampling(self, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
         """Raises ``APIError`` for fields that contradict each other."""
