@@ -7,6 +7,9 @@ from typing import Any
 import openai
 import pytest
 
+from octavo.text import load_tokenizer
+from octavo.weights import Checkpoint
+
 from .process import MAX_MODEL_LEN, MODEL
 
 PROMPT = "The three primary colours are"
@@ -130,6 +133,27 @@ def test_logprobs(client: openai.OpenAI, stream: bool) -> None:
         assert alternatives[token] == logprob == max(alternatives.values())
         if "\ufffd" not in token and offset < len(text):
             assert text[offset:].startswith(token)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_offsets_count_whole_characters(client: openai.OpenAI, smollm2: Checkpoint, stream: bool) -> None:
+    """In front of a token stand the characters that the tokens before it complete, whatever they are split into."""
+    tokenizer = load_tokenizer(smollm2)
+    prompt = "🦜🦜🦜🦜🦜🦜🦜🦜🦜🦜🦜🦜"
+    answer = greedy(client, prompt, logprobs=0, stream=stream, extra_body={"return_token_ids": True})
+    choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+    ids = [token_id for choice in choices for token_id in choice.token_ids]
+    offsets = [offset for choice in choices if choice.logprobs for offset in choice.logprobs.text_offset]
+    data = [tokenizer.token_bytes(token_id) for token_id in ids]
+    assert any(len(piece) < 4 for piece in data), "the prompt should make the model split characters"
+    assert offsets == [whole_characters(b"".join(data[:i])) for i in range(len(data))]
+
+
+def whole_characters(data: bytes) -> int:
+    """Characters that no further byte can change: all, but for a tail that a continuation byte would join."""
+    count = len(data.decode(errors="replace"))
+    joins = any(len((data + bytes([more])).decode(errors="replace")) == count for more in (0x80, 0x90, 0xA0, 0xBF))
+    return count - 1 if joins else count
 
 
 def test_logprobs_zero_gives_the_chosen_token_only(client: openai.OpenAI) -> None:

@@ -31,7 +31,7 @@ def guarded(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def test_api_key(guarded: ServerProcess) -> None:
     url = f"{guarded.url}/v1/models"
-    wrong = (
+    wrong: tuple[dict[str, str], ...] = (
         {},
         {"Authorization": "Bearer wrong"},
         {"Authorization": "secret"},

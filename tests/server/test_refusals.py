@@ -68,6 +68,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 129}, "n", "129"),
     ({"best_of": 3}, "best_of", "3"),
     ({"n": 2, "best_of": 1}, "best_of", "must equal n (2)"),
+    ({"n": 128, "prompt": ["x"] * 17}, "n", "2176"),
     ({"seed": 2**63}, "seed", "9223372036854775808"),
     ({"seed": "a"}, "seed", '"a"'),
     ({"stop": ""}, "stop", '""'),

@@ -33,14 +33,12 @@ async def prompt_ids(service: Service, request: CompletionRequest) -> list[list[
 
 
 def prompt_texts(service: Service, request: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-    """What ``echo`` puts in front of each prompt's answers."""
+    """What ``echo`` puts in front of each prompt's answers: the text as it came, or that of the token ids."""
     if not request.echo:
         return [""] * len(prompts)
     if isinstance(request.prompt, str):
         return [request.prompt]
-    return [p if isinstance(p, str) else service.llm.tokenizer.decode(ids) for p, ids in zip(request.prompt, prompts, strict=False)] or [
-        service.llm.tokenizer.decode(prompts[0])
-    ]
+    return [p for p in request.prompt if isinstance(p, str)] or [service.llm.tokenizer.decode(ids) for ids in prompts]
 
 
 class CompletionAnswer:

@@ -78,9 +78,11 @@ def unsupported(param: str, value: object, hint: str) -> APIError:
     return APIError(400, f"{param}={shown(value)} is not supported by this server: {hint}", param=param, code="unsupported_parameter")
 
 
-def context_too_long(num_prompt: int, max_tokens: int | None, max_model_len: int, param: str) -> APIError:
-    """400: prompt and output together do not fit the model's context."""
-    asked = f"the prompt has {num_prompt} tokens" + (f" and max_tokens is {max_tokens}" if max_tokens is not None else "")
+def context_too_long(num_prompt: int, max_tokens: int | None, max_model_len: int, param: str, *, at_least: bool = False) -> APIError:
+    """400: prompt and output together do not fit the model's context. ``at_least``: the prompt was not counted to its end."""
+    asked = f"the prompt has {'at least ' if at_least else ''}{num_prompt} tokens" + (
+        f" and max_tokens is {max_tokens}" if max_tokens is not None else ""
+    )
     limit = "which leaves no room for an output token" if max_tokens is None else f"{num_prompt + max_tokens} in all"
     return APIError(
         400,

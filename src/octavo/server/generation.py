@@ -102,7 +102,7 @@ class Service:
         limit = self.llm.max_model_len
         for text in texts:
             if len(text) > limit * self._longest_token_bytes:
-                raise context_too_long(-(-len(text) // self._longest_token_bytes), None, limit, param)
+                raise context_too_long(-(-len(text) // self._longest_token_bytes), None, limit, param, at_least=True)
         return await self.llm.encode(texts, add_special_tokens=add_special_tokens)
 
     def room(self, prompts: Sequence[Sequence[int]], max_tokens: int | None, param: str) -> int:
@@ -161,9 +161,6 @@ class Service:
                 done.update(batch)
         if len(done) != len(prompts):
             raise APIError(500, "the engine ended the request without an answer", code="request_failed")
-        if params.output_kind.name == "FINAL_ONLY" and params.n > 1:
-            for output in done.values():
-                output.outputs.sort(key=lambda branch: branch.index)
         return [done[i] for i in range(len(prompts))]
 
     def _generate(self, prompt: list[int], params: SamplingParams, request_id: str) -> AsyncGenerator[RequestOutput, None]:

@@ -17,6 +17,9 @@ from octavo.server.errors import invalid, unsupported
 MAX_PROMPTS = 2048
 """Prompts in one completion request, as in the OpenAI API."""
 
+MAX_CHOICES = 2048
+"""Answers to one completion request, over all of its prompts."""
+
 DEFAULT_COMPLETION_TOKENS = 16
 
 
@@ -193,6 +196,9 @@ class CompletionRequest(GenerationRequest):
             raise unsupported("best_of", self.best_of, f"it must equal n ({self.n or 1})")
         if self.echo and self.logprobs is not None:
             raise unsupported("echo", True, "log-probabilities of the prompt are not computed; drop either echo or logprobs")
+        num_prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
+        if num_prompts * (self.n or 1) > MAX_CHOICES:
+            raise invalid("n", self.n, f"{num_prompts} prompts would get {num_prompts * (self.n or 1)} answers, more than {MAX_CHOICES}")
 
     def sampling(self, room: int) -> SamplingParams:
         """``room``: output tokens the context leaves."""
