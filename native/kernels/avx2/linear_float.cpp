@@ -22,13 +22,12 @@ struct F16Weights {
 template <class Weights, int R, int P>
 void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
           std::int64_t tiles, const LinearOutput& out) {
-  constexpr std::int64_t kNear = 1536;
   const std::int64_t stride = w.k * Weights::kBytes;
   const std::uint8_t* p[P];
   const float* x[R];
   __m256 acc[R][P][2];
   unroll<P>([&](auto j) OCTAVO_INLINE { p[j] = w.data + (panel + j) * stride; });
-  Ahead ahead = ahead_of(p[0], stride, Weights::kBytes, kNear, t, tiles);
+  Ahead ahead = ahead_of(p[0], stride, Weights::kBytes, t, tiles);
   unroll<R>([&](auto i) OCTAVO_INLINE {
     x[i] = a.f + (row + i) * a.ldf;
     unroll<P>([&](auto j) OCTAVO_INLINE {
@@ -39,7 +38,7 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
   for (std::int64_t k = 0; k < w.k; ++k) {
     unroll<P>([&](auto j) OCTAVO_INLINE {
       const __m256 lo = Weights::load(p[j], 0), hi = Weights::load(p[j], 1);
-      prefetch(P == 1 ? ahead.at : p[j] + kNear);
+      prefetch(P == 1 ? ahead.at : p[j] + kNear / P);
       p[j] += Weights::kBytes;
       unroll<R>([&](auto i) OCTAVO_INLINE {
         const __m256 xi = _mm256_broadcast_ss(x[i] + k);

@@ -10,7 +10,7 @@ namespace octavo::avx2 {
 namespace {
 
 constexpr std::int64_t kGroupBytes = panel_bytes(WeightFormat::INT4_G32, kGroup);
-constexpr std::int64_t kDirectRows = 4;    // up to here nibbles are read in place
+constexpr std::int64_t kDirectRows = 8;    // up to here nibbles are read in place
 constexpr std::int64_t kBlockRows = 128;   // rows that share one scratch copy
 constexpr std::int64_t kBlockGroups = 48;  // groups in one scratch copy: 30 KiB
 
@@ -20,25 +20,29 @@ OCTAVO_INLINE inline __m256 finish_group(__m256i sum16, __m256 scale, __m256 min
   return _mm256_fmadd_ps(minimum, x_sum, _mm256_fmadd_ps(sum, _mm256_mul_ps(scale, xs), acc));
 }
 
-// R rows by one panel, straight from the packed nibbles.
+// R rows by one panel, straight from the packed nibbles: tile t of the `tiles` that pass over it.
 template <int R>
-void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t panel, const LinearOutput& out) {
-  constexpr std::int64_t kAhead = 6 * kGroupBytes;
+void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
+                 std::int64_t tiles, const LinearOutput& out) {
   const std::int64_t groups = w.k / kGroup;
   const std::uint8_t* p = w.data + panel * groups * kGroupBytes;
+  Ahead ahead = ahead_of(p, groups * kGroupBytes, kGroupBytes, t, tiles);
+  const std::int8_t* q = a.q + row * w.k;
+  const float* x_scale = a.scale + row * groups;
+  const float* x_sum = a.sum + row * groups;
   const __m256i nibble = _mm256_set1_epi8(15);
   __m256 acc[R][2];
   unroll<R>([&](auto i) OCTAVO_INLINE { acc[i][0] = acc[i][1] = _mm256_setzero_ps(); });
   for (std::int64_t g = 0; g < groups; ++g, p += kGroupBytes) {
     __m256i sum[R][2];
-    unroll<5>([&](auto j) OCTAVO_INLINE { prefetch(p + kAhead + 64 * j); });
+    prefetch(ahead);
     unroll<4>([&](auto j) OCTAVO_INLINE {
       unroll<2>([&](auto h) OCTAVO_INLINE {
         const __m256i pair = load_bytes(p + 64 + 64 * j + 32 * h);
         const __m256i first = _mm256_and_si256(pair, nibble);
         const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), nibble);
         unroll<R>([&](auto i) OCTAVO_INLINE {
-          const std::int8_t* x = a.q + i * w.k + g * kGroup + 8 * j;
+          const std::int8_t* x = q + i * w.k + g * kGroup + 8 * j;
           const __m256i s = _mm256_maddubs_epi16(first, broadcast_quad(x));
           sum[i][h] = j == 0 ? s : _mm256_add_epi16(sum[i][h], s);
           keep(sum[i][h]);
@@ -50,13 +54,13 @@ void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t panel
     unroll<2>([&](auto h) OCTAVO_INLINE {
       const __m256 scale = load_halves(p + 16 * h), minimum = load_halves(p + 32 + 16 * h);
       unroll<R>([&](auto i) OCTAVO_INLINE {
-        const __m256 xs = _mm256_broadcast_ss(a.scale + i * groups + g);
-        const __m256 x_sum = _mm256_broadcast_ss(a.sum + i * groups + g);
-        acc[i][h] = finish_group(sum[i][h], scale, minimum, xs, x_sum, acc[i][h]);
+        const __m256 xs = _mm256_broadcast_ss(x_scale + i * groups + g);
+        const __m256 xsum = _mm256_broadcast_ss(x_sum + i * groups + g);
+        acc[i][h] = finish_group(sum[i][h], scale, minimum, xs, xsum, acc[i][h]);
       });
     });
   }
-  unroll<R>([&](auto i) OCTAVO_INLINE { store_row(out, i, panel * kPanelColumns, w.n, acc[i][0], acc[i][1]); });
+  unroll<R>([&](auto i) OCTAVO_INLINE { store_row(out, row + i, panel * kPanelColumns, w.n, acc[i][0], acc[i][1]); });
 }
 
 // A stretch of one panel, widened, and the sums so far of the rows that pass over it.
@@ -102,14 +106,14 @@ __attribute__((noinline)) void widened_tile(Ahead ahead, const Scratch& scratch,
         keep(sum[i][1]);
       });
     });
-    unroll<2>([&](auto h) OCTAVO_INLINE {
-      const __m256 ws = _mm256_load_ps(scratch.scale[g] + 8 * h), minimum = _mm256_load_ps(scratch.minimum[g] + 8 * h);
-      unroll<R>([&](auto i) OCTAVO_INLINE {
-        const __m256 xs = _mm256_broadcast_ss(scale + i * groups + g),
-                     xsum = _mm256_broadcast_ss(x_sum + i * groups + g);
-        float* to = acc[i] + 8 * h;
-        _mm256_store_ps(to, finish_group(sum[i][h], ws, minimum, xs, xsum, _mm256_load_ps(to)));
-      });
+    const __m256 scale_lo = _mm256_load_ps(scratch.scale[g]), scale_hi = _mm256_load_ps(scratch.scale[g] + 8);
+    const __m256 min_lo = _mm256_load_ps(scratch.minimum[g]), min_hi = _mm256_load_ps(scratch.minimum[g] + 8);
+    unroll<R>([&](auto i) OCTAVO_INLINE {
+      const __m256 xs = _mm256_broadcast_ss(scale + i * groups + g);
+      const __m256 xsum = _mm256_broadcast_ss(x_sum + i * groups + g);
+      float* to = acc[i];
+      _mm256_store_ps(to, finish_group(sum[i][0], scale_lo, min_lo, xs, xsum, _mm256_load_ps(to)));
+      _mm256_store_ps(to + 8, finish_group(sum[i][1], scale_hi, min_hi, xs, xsum, _mm256_load_ps(to + 8)));
     });
   }
 }
@@ -117,25 +121,27 @@ __attribute__((noinline)) void widened_tile(Ahead ahead, const Scratch& scratch,
 // `rows` rows (at most kBlockRows) from `row` by one panel, a stretch of groups after the other.
 void widened_panel(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t panel,
                    Scratch& scratch, const LinearOutput& out) {
-  const std::int64_t groups = w.k / kGroup;
+  const std::int64_t groups = w.k / kGroup, column = panel * kPanelColumns;
   for (std::int64_t r = 0; r < rows; ++r) {
     _mm256_store_ps(scratch.acc[r], _mm256_setzero_ps());
     _mm256_store_ps(scratch.acc[r] + 8, _mm256_setzero_ps());
   }
   for (std::int64_t g = 0; g < groups; g += kBlockGroups) {
     const std::int64_t stretch = groups - g < kBlockGroups ? groups - g : kBlockGroups;
+    const bool last = g + stretch == groups;
+    const std::uint8_t* next = w.data + ((panel + 1) * groups + g) * kGroupBytes;
     widen(w.data + (panel * groups + g) * kGroupBytes, stretch, scratch);
     for_each_tile<4>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles) OCTAVO_INLINE {
+      if (last) unroll<height>([&](auto i) OCTAVO_INLINE { prefetch_row(out, row + r + i, column); });
+      const Ahead ahead{next + stretch * kGroupBytes * t / tiles, kGroupBytes / tiles};
       const std::int64_t at = (row + r) * groups + g;
-      const Ahead ahead = ahead_of(w.data + (panel * groups + g) * kGroupBytes, stretch * kGroupBytes, kGroupBytes,
-                                   stretch * kGroupBytes, t, tiles);
-      widened_tile<height>(ahead, scratch, stretch, a.q + at * kGroup, w.k, a.scale + at, a.sum + at, groups,
-                           scratch.acc + r);
+      float(*acc)[kPanelColumns] = scratch.acc + r;
+      widened_tile<height>(ahead, scratch, stretch, a.q + at * kGroup, w.k, a.scale + at, a.sum + at, groups, acc);
+      if (!last) return;
+      unroll<height>([&](auto i) OCTAVO_INLINE {
+        store_row(out, row + r + i, column, w.n, _mm256_load_ps(acc[i]), _mm256_load_ps(acc[i] + 8));
+      });
     });
-  }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    store_row(out, row + r, panel * kPanelColumns, w.n, _mm256_load_ps(scratch.acc[r]),
-              _mm256_load_ps(scratch.acc[r] + 8));
   }
 }
 
@@ -145,9 +151,8 @@ void linear_int4(const PackedMatrix& w, const Activations& a, std::int64_t m, st
                  std::int64_t panel_end, const LinearOutput& out) {
   if (m <= kDirectRows) {
     for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      unroll<kDirectRows>([&](auto i) OCTAVO_INLINE {
-        if (m == i + 1) direct_tile<i + 1>(w, a, panel, out);
-      });
+      for_each_tile<4>(m, [&](auto height, std::int64_t row, std::int64_t t, std::int64_t tiles)
+                              OCTAVO_INLINE { direct_tile<height>(w, a, row, panel, t, tiles, out); });
     }
     return;
   }

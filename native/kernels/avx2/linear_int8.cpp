@@ -16,7 +16,7 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
           std::int64_t tiles, const LinearOutput& out) {
   const std::int64_t groups = w.k / kGroup;
   const std::uint8_t* p = w.data + panel * groups * kGroupBytes;
-  Ahead ahead = ahead_of(p, groups * kGroupBytes, kGroupBytes, 4 * kGroupBytes, t, tiles);
+  Ahead ahead = ahead_of(p, groups * kGroupBytes, kGroupBytes, t, tiles);
   const std::int8_t* q[R];
   const __m256i ones = _mm256_set1_epi16(1);
   __m256 acc[R][2];

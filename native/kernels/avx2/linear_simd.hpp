@@ -72,6 +72,8 @@ OCTAVO_INLINE inline std::int64_t rows_in_cache(std::int64_t row_bytes, std::int
   return rows < least ? least : rows > most ? most : rows;
 }
 
+constexpr std::int64_t kNear = 8192;  // bytes that a panel's only tile runs ahead of itself
+
 // Weights to ask for while a tile computes: `step` bytes from `at` on per unit (a k or a group) of the tile.
 struct Ahead {
   const std::uint8_t* at;
@@ -79,10 +81,10 @@ struct Ahead {
 };
 
 // The tiles of a panel, `stride` bytes long, share out the next panel, so that it arrives while they compute; a panel's
-// only tile runs `near` bytes ahead of itself. Beyond the last panel this asks for what nobody reads: harmless.
+// only tile runs kNear bytes ahead of itself. Beyond the last panel this asks for what nobody reads: harmless.
 OCTAVO_INLINE inline Ahead ahead_of(const std::uint8_t* panel, std::int64_t stride, std::int64_t unit_bytes,
-                                    std::int64_t near, std::int64_t tile, std::int64_t tiles) {
-  if (tiles == 1) return {panel + near, unit_bytes};
+                                    std::int64_t tile, std::int64_t tiles) {
+  if (tiles == 1) return {panel + kNear, unit_bytes};
   return {panel + stride + stride * tile / tiles, unit_bytes / tiles};
 }
 
