@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 import pytest
 
+from octavo.weights import TensorType
+
 GGUFFile = Callable[..., Path]
 
 
@@ -52,7 +54,7 @@ def gguf_file(tmp_path: Path) -> GGUFFile:
 
 @pytest.fixture(scope="session")
 def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tensor of every type and values of every kind, about two kilobytes."""
+    """One tensor of every type and values of every kind, about five kilobytes."""
     rng = np.random.default_rng(0)
     tensors = {
         "f32": ("F32", rng.standard_normal((3, 5), np.float32)),
@@ -61,6 +63,11 @@ def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "q8_0": ("Q8_0", rng.integers(0, 256, (3, 68), np.uint8)),
         "q4_0": ("Q4_0", rng.integers(0, 256, (2, 36), np.uint8)),
         "q4_1": ("Q4_1", rng.integers(0, 256, (2, 3, 20), np.uint8)),
+        **{
+            kind.name.lower(): (kind.name, rng.integers(0, 256, (2, kind.block_bytes), np.uint8))
+            for kind in TensorType
+            if kind.name in ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+        },
         "vector": ("F32", rng.standard_normal(7, np.float32)),
     }
     metadata = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.weights import Checkpoint, Tensor, TensorType, dequantize
@@ -17,6 +17,7 @@ def expected(kind: TensorType, data: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", list(TensorType))
+@settings(max_examples=30)
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 4), seed=st.integers(0, 2**32 - 1))
 def test_equals_gguf(kind: TensorType, rows: int, blocks: int, seed: int) -> None:
     data = np.random.default_rng(seed).integers(0, 256, (rows, blocks * kind.block_bytes), np.uint8)
@@ -31,6 +32,18 @@ def test_equals_gguf(kind: TensorType, rows: int, blocks: int, seed: int) -> Non
     assert ours.flags.c_contiguous
     assert ours.flags.writeable
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", list(TensorType))
+def test_block_sizes_are_ggmls(kind: TensorType) -> None:
+    assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]] == (kind.block_length, kind.block_bytes)
+
+
+def test_more_blocks_than_a_chunk() -> None:
+    data = np.random.default_rng(2).integers(0, 256, (3, 500 * TensorType.Q4_K.block_bytes), np.uint8)
+    with np.errstate(all="ignore"):
+        ours = dequantize(Tensor("t", TensorType.Q4_K, (3, 500 * 256), data))
+    np.testing.assert_array_equal(ours, expected(TensorType.Q4_K, data))
 
 
 @pytest.mark.parametrize("kind", [TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1])

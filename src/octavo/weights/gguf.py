@@ -1,4 +1,4 @@
-"""A reader of GGUF files, versions 2 and 3, over a memory map.
+"""A reader of one GGUF file, versions 2 and 3, over a memory map.
 
 Layout (ggml-org/ggml, docs/gguf.md): a header of counts, the key-value pairs, the tensor table, padding to
 ``general.alignment``, the data. Metadata becomes plain Python values; tensors stay where they are: each ``Tensor.data`` is
@@ -15,6 +15,7 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from octavo.weights.fingerprint import file_fingerprint
+from octavo.weights.table import TensorTable
 from octavo.weights.tensor import Tensor, TensorType
 
 MAGIC = b"GGUF"
@@ -144,38 +146,24 @@ class _Cursor:
         return count
 
 
-class GGUFCheckpoint:
-    """An open GGUF file (a ``Checkpoint``). Tensor views keep the map alive; the file must not be changed meanwhile.
+class GGUFFile:
+    """One open GGUF file: a whole model, or a part of one. Tensor views keep the map alive; the file must not be changed meanwhile.
 
-    Raises ``FileNotFoundError`` and other ``OSError`` when the file cannot be opened, ``ValueError`` when it is not
-    a sound GGUF file or holds a tensor type that Octavo does not read.
+    Raises ``FileNotFoundError`` and other ``OSError`` when the file cannot be opened, ``ValueError`` when it is not a sound GGUF file.
+    A tensor of a type that Octavo does not read is refused when it is looked up.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        with open(self._path, "rb") as file:
+        self.path = Path(path)
+        with open(self.path, "rb") as file:
             self._status = os.fstat(file.fileno())
             if self._status.st_size < 24:
-                raise ValueError(f"{self._path}: not a GGUF file: it has {self._status.st_size} bytes")
+                raise ValueError(f"{self.path}: not a GGUF file: it has {self._status.st_size} bytes")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        cursor = _Cursor(self._path, self._map, len(self._map))
+        cursor = _Cursor(self.path, self._map, len(self._map))
         num_tensors, num_pairs = self._read_header(cursor)
         self._metadata = self._read_metadata(cursor, num_pairs)
-        architecture = self._metadata.get("general.architecture")
-        if not isinstance(architecture, str) or not architecture:
-            cursor.fail(f"general.architecture={architecture!r} is invalid: it must name the model's family")
-        self._architecture = architecture
-        if self._metadata.get("split.count", 0) not in (0, 1):
-            cursor.fail(f"is one of {self._metadata['split.count']} parts of a split model; merge them into one file first")
         self._tensors = self._read_tensors(cursor, num_tensors)
-
-    @property
-    def path(self) -> Path:
-        return self._path
-
-    @property
-    def architecture(self) -> str:
-        return self._architecture
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -183,14 +171,14 @@ class GGUFCheckpoint:
         return MappingProxyType(self._metadata)
 
     @property
-    def tensors(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> TensorTable:
         """By name, in the file's order."""
-        return MappingProxyType(self._tensors)
+        return self._tensors
 
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits: the beginning of the whole file's SHA-256."""
-        return file_fingerprint(self._path, memoryview(self._map), self._status)
+        return file_fingerprint(self.path, memoryview(self._map), self._status)
 
     @staticmethod
     def _read_header(cursor: _Cursor) -> tuple[int, int]:
@@ -218,40 +206,52 @@ class GGUFCheckpoint:
             metadata[key] = cursor.value(cursor.u32(f"the type of {key!r}"), f"the value of {key!r}")
         return metadata
 
-    def _read_tensors(self, cursor: _Cursor, num_tensors: int) -> dict[str, Tensor]:
+    def _read_tensors(self, cursor: _Cursor, num_tensors: int) -> TensorTable:
         alignment = self._metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not _is_alignment(alignment):
             cursor.fail(f"general.alignment={alignment!r} is invalid: it must be a power of two from 1 to {MAX_ALIGNMENT}")
-        entries: dict[str, tuple[TensorType, tuple[int, ...], int, int]] = {}
+        found: dict[str, _Entry] = {}
         for index in range(num_tensors):
             name = cursor.string(f"the name of tensor {index}")
-            if name in entries:
+            if name in found:
                 cursor.fail(f"the tensor {name!r} occurs twice")
-            entries[name] = _read_tensor_info(cursor, name, alignment)
+            found[name] = _read_tensor_info(cursor, name, alignment)
         data_start = -(-cursor.position // alignment) * alignment
         bytes_of_file = np.frombuffer(self._map, np.uint8)
         spans: list[tuple[int, int, str]] = []
-        tensors: dict[str, Tensor] = {}
-        for name, (kind, shape, offset, num_bytes) in entries.items():
-            start, end = data_start + offset, data_start + offset + num_bytes
+        entries: dict[str, Tensor | str] = {}
+        for name, entry in found.items():
+            start, end = data_start + entry.offset, data_start + entry.offset + entry.num_bytes
             if end > cursor.size:
                 cursor.fail(f"truncated: the tensor {name!r} ends at byte {end}, and the file at {cursor.size}")
+            if isinstance(entry.type, str):
+                entries[name] = entry.type
+                continue
             spans.append((start, end, name))
-            rows = math.prod(shape[:-1])
-            tensors[name] = Tensor(name, kind, shape, bytes_of_file[start:end].reshape(rows, num_bytes // rows))
+            rows = math.prod(entry.shape[:-1])
+            entries[name] = Tensor(name, entry.type, entry.shape, bytes_of_file[start:end].reshape(rows, entry.num_bytes // rows))
         spans.sort()
         for (_, end, name), (start, _, following) in itertools.pairwise(spans):
             if start < end:
                 cursor.fail(f"the tensors {name!r} and {following!r} overlap")
-        return tensors
+        return TensorTable(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One entry of the tensor table. ``type`` is the refusal when it is not one that can be read; ``num_bytes`` is 0 then."""
+
+    type: TensorType | str
+    shape: tuple[int, ...]  # NumPy's order
+    offset: int  # in the data section
+    num_bytes: int
 
 
 def _is_alignment(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_ALIGNMENT and value & (value - 1) == 0
 
 
-def _read_tensor_info(cursor: _Cursor, name: str, alignment: int) -> tuple[TensorType, tuple[int, ...], int, int]:
-    """(type, NumPy shape, offset in the data section, bytes) of one entry of the tensor table."""
+def _read_tensor_info(cursor: _Cursor, name: str, alignment: int) -> _Entry:
     what = f"the tensor {name!r}"
     num_dimensions = cursor.u32(what)
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:
@@ -259,19 +259,21 @@ def _read_tensor_info(cursor: _Cursor, name: str, alignment: int) -> tuple[Tenso
     shape = tuple(reversed([cursor.u64(what) for _ in range(num_dimensions)]))  # the file has the fastest dimension first
     code = cursor.u32(what)
     offset = cursor.u64(what)
-    type_name = GGML_TYPE_NAMES.get(code)
-    if type_name is None:
-        cursor.fail(f"{what} has the unknown ggml type {code}")
-    kind = TensorType.__members__.get(type_name)
-    if kind is None:
-        cursor.fail(f"{what} has the type {type_name}, which is not supported; supported are {', '.join(t.name for t in TensorType)}")
     if 0 in shape:
         cursor.fail(f"{what} has the shape {shape}: no dimension may be 0")
-    if shape[-1] % kind.block_length:
-        cursor.fail(f"{what} has rows of {shape[-1]} elements, not a multiple of the {kind.block_length} in a block of {type_name}")
-    num_bytes = math.prod(shape) // kind.block_length * kind.block_bytes
-    if num_bytes > cursor.size:
-        cursor.fail(f"truncated: {what} of shape {shape} takes {num_bytes} bytes, and the file has {cursor.size}")
     if offset % alignment:
         cursor.fail(f"{what} lies at offset {offset}, which is not aligned to {alignment} bytes")
-    return kind, shape, offset, num_bytes
+    type_name = GGML_TYPE_NAMES.get(code)
+    if type_name is None:
+        return _Entry(f"{cursor.path}: {what} has the unknown ggml type {code}", shape, offset, 0)
+    kind = TensorType.__members__.get(type_name)
+    if kind is None:
+        supported = ", ".join(t.name for t in TensorType)
+        refusal = f"{cursor.path}: {what} has the type {type_name}, which is not supported; supported are {supported}"
+        return _Entry(refusal, shape, offset, 0)
+    if shape[-1] % kind.block_length:
+        cursor.fail(f"{what} has rows of {shape[-1]} elements, not a multiple of the {kind.block_length} in a block of {type_name}")
+    num_bytes = kind.num_bytes(math.prod(shape))
+    if num_bytes > cursor.size:
+        cursor.fail(f"truncated: {what} of shape {shape} takes {num_bytes} bytes, and the file has {cursor.size}")
+    return _Entry(kind, shape, offset, num_bytes)
