@@ -152,9 +152,10 @@ def test_pre_tokenizers_differ_in_digits(metadata: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "tokenizer.ggml.model='llama' is not supported"),
+        ({"model": "rwkv"}, "tokenizer.ggml.model='rwkv' is not supported; supported are 'gpt2', 'llama', 't5', 'bert', 'gemma4'"),
         ({"model": None}, "tokenizer.ggml.model=None"),
-        ({"pre": "klingon"}, "tokenizer.ggml.pre='klingon' is not supported; supported are default, gpt-2"),
+        ({"pre": "?"}, r"tokenizer.ggml.pre='\?' is not supported; supported are default, falcon"),
+        ({"pre": "llama-bpe2"}, "tokenizer.ggml.pre='llama-bpe2' is not supported; near it are llama-bpe"),
         ({"pre": []}, r"tokenizer.ggml.pre=\[\]"),
         ({"tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"tokens": [1, 2]}, "tokenizer.ggml.tokens is invalid"),

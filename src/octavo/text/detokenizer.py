@@ -8,28 +8,58 @@ was emitted plus ``flush`` is what decoding everything at once gives, invalid by
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 from octavo.text.tokenizer import Tokenizer
 
 _new_decoder = codecs.getincrementaldecoder("utf-8")
+_LONGEST_CHARACTER_BYTES = 4
 
 
 class IncrementalDetokenizer:
-    """The text of one branch. Not thread-safe; one instance per branch."""
+    """The text of one branch. Not thread-safe; one instance per branch.
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    ``after`` are the tokens that come before, usually the prompt's: their text is not given, but what follows is then the
+    continuation of a text, not a text of its own. SentencePiece's and WordPiece's tokenizers drop the space in front of a text, and
+    without ``after`` the first word of every completion would lose it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> None:
         self._token_bytes = tokenizer.token_bytes
+        self._first_token_bytes = tokenizer.first_token_bytes
         self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._decoder = _new_decoder("replace")
+        self._at_start = True
+        if after:
+            self._continue(after)
+
+    def _continue(self, after: Sequence[int]) -> None:
+        """As if ``after`` had been pushed, from no more of its tokens than can reach into the next character."""
+        last: list[int] = []
+        num_bytes = 0
+        for token_id in reversed(after):
+            if token_id not in self._skipped:
+                last.append(token_id)
+                num_bytes += len(self._token_bytes(token_id))
+                if num_bytes > _LONGEST_CHARACTER_BYTES:
+                    break
+        for token_id in reversed(last):
+            self.push(token_id)
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` made certain, perhaps none. Raises ``ValueError`` for an id outside the vocabulary."""
         if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._token_bytes(token_id))
+        if self._at_start:
+            data = self._first_token_bytes(token_id)
+            self._at_start = False
+        else:
+            data = self._token_bytes(token_id)
+        return self._decoder.decode(data)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, else nothing. Ready for another text afterwards."""
         text = self._decoder.decode(b"", True)
         self._decoder.reset()
+        self._at_start = True
         return text

@@ -1,0 +1,188 @@
+"""Tokenizers out of Hugging Face directories: ``tokenizer.json`` and the files beside it that name special tokens.
+
+``tokenizer.json`` decides how text is cut; padding and truncation that were saved with it are turned off. How tokens become
+text again is read from its decoder, so that it can be done token by token. What ends a generation is in
+``generation_config.json``, ``config.json`` and ``tokenizer_config.json``, and any of them may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from octavo.text.parts import TokenizerParts, end_of_generation
+from octavo.text.spelling import Replacement, Spelling, byte_level, metaspace, sentencepiece, spaced_words, wordpiece
+
+_MAX_JSON_BYTES = 256 << 20
+
+
+def is_hf_directory(path: str | os.PathLike[str]) -> bool:
+    return Path(path).is_dir()
+
+
+def parts_from_directory(directory: str | os.PathLike[str]) -> TokenizerParts:
+    """Raises ``ValueError`` with the file's name and what is wrong."""
+    root = Path(directory)
+    path = root / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{root}: there is no tokenizer.json; save the tokenizer with transformers' save_pretrained to get one")
+    library = _load(path)
+    try:
+        return _parts(root, library, json.loads(library.to_str()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are too many; at most {_MAX_JSON_BYTES} are accepted")
+    try:
+        library = tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:  # the library raises bare exceptions, and panics are not even those
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError(f"{path}: not a tokenizer that the tokenizers library can read: {error}") from error
+    library.no_padding()
+    library.no_truncation()
+    return library
+
+
+def _parts(root: Path, library: tokenizers.Tokenizer, description: Mapping[str, Any]) -> TokenizerParts:
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    if not vocabulary:
+        raise ValueError("the vocabulary is empty")
+    if max(vocabulary.values()) >= 4 * len(vocabulary) + 65536:
+        raise ValueError(f"the vocabulary has {len(vocabulary)} tokens and yet an id of {max(vocabulary.values())}")
+    tokens = [""] * (max(vocabulary.values()) + 1)
+    for token, index in vocabulary.items():
+        tokens[index] = token
+    added = library.get_added_tokens_decoder()
+    config = read_json(root / "tokenizer_config.json")
+    named = read_json(root / "special_tokens_map.json")
+    model = read_json(root / "config.json")
+    generation = read_json(root / "generation_config.json")
+
+    def named_id(name: str) -> int | None:
+        token = token_text(config.get(f"{name}_token", named.get(f"{name}_token")))
+        if token in vocabulary:
+            return vocabulary[token]
+        for source in (generation, model):
+            ids = _ids(source.get(f"{name}_token_id"), f"{name}_token_id", len(tokens))
+            if ids:
+                return ids[0]
+        return None
+
+    bos, eos = named_id("bos"), named_id("eos")
+    special = {index for index, token in added.items() if token.special}
+    ends = end_of_generation(vocabulary, vocabulary.values() - added.keys())
+    ends |= {
+        *_ids(generation.get("eos_token_id"), "eos_token_id", len(tokens)),
+        *_ids(model.get("eos_token_id"), "eos_token_id", len(tokens)),
+    }
+    if eos is not None:
+        ends.add(eos)
+    prefix, suffix = _around(library, description, config, bos, eos)
+    return TokenizerParts(
+        library=library,
+        tokens=tokens,
+        spelling=spelling_of(description.get("decoder"), frozenset(token.content for token in added.values())),
+        special_ids=frozenset(special | ends),
+        eos_token_ids=frozenset(ends),
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=named_id("pad"),
+        prefix_ids=prefix,
+        suffix_ids=suffix,
+    )
+
+
+def _around(
+    library: tokenizers.Tokenizer, description: Mapping[str, Any], config: Mapping[str, Any], bos: int | None, eos: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the post-processor puts before and after a text; without one, what ``tokenizer_config.json`` asks for."""
+    if description.get("post_processor") is None:
+        prefix = (bos,) if config.get("add_bos_token") is True and bos is not None else ()
+        suffix = (eos,) if config.get("add_eos_token") is True and eos is not None else ()
+        return prefix, suffix
+    plain = library.encode("a", add_special_tokens=False).ids
+    whole = library.encode("a", add_special_tokens=True).ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    raise ValueError("the post_processor changes the tokens of a text, which is not supported")
+
+
+def spelling_of(decoder: Any, added: frozenset[str]) -> Spelling:
+    """The way of a tokenizer.json's ``decoder`` (``None`` if it has none).
+
+    Raises ``ValueError`` for one that cannot work token by token.
+    """
+    if decoder is None:
+        return spaced_words()
+    steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return byte_level(added)
+    if kinds == ["WordPiece"]:
+        return wordpiece(steps[0]["prefix"], cleanup=steps[0]["cleanup"])
+    if kinds == ["Metaspace"]:
+        return metaspace(steps[0]["replacement"], drops_first=steps[0].get("prepend_scheme", "always") != "never")
+    return _replacing(steps, kinds)
+
+
+def _replacing(steps: list[dict[str, Any]], kinds: list[Any]) -> Spelling:
+    """Llama's and its kin: replacements, lone bytes, everything joined, perhaps a leading space dropped."""
+    replacements: list[Callable[[str], str]] = []
+    byte_tokens, fused, strip_first, strip = False, False, 0, " "
+    for step, kind in zip(steps, kinds, strict=True):
+        if kind == "Replace" and not fused:
+            pattern = step["pattern"]
+            replacements.append(Replacement(pattern["String"] if "String" in pattern else re.compile(pattern["Regex"]), step["content"]))
+        elif kind == "ByteFallback":
+            byte_tokens = True
+        elif kind == "Fuse":
+            fused = True
+        elif kind == "Metaspace" and not fused and step.get("prepend_scheme", "always") == "never":
+            replacements.append(Replacement(step["replacement"], " "))
+        elif kind == "Strip" and fused and step["stop"] == 0:
+            strip, strip_first = step["content"], step["start"]
+        else:
+            raise ValueError(f"decoder={kinds!r} is not supported: {kind} cannot work token by token here")
+    return sentencepiece(strip_first=strip_first, replacements=replacements, byte_tokens=byte_tokens, strip=strip)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in ``path``, or an empty one if there is no such file. Raises ``ValueError`` with the file's name and what is wrong."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"more than {_MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold an object, not {type(value).__name__}")
+    return value
+
+
+def token_text(value: Any) -> str | None:
+    """A token as the configurations write it: its text, or an object with it as ``content``."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _ids(value: Any, name: str, vocab_size: int) -> list[int]:
+    """``None``, an id, or a list of ids. An id beyond the vocabulary ends nothing and is left out."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ValueError(f"{name}={value!r} is invalid: it must be an id or a list of ids")
+    return [item for item in values if 0 <= item < vocab_size]
