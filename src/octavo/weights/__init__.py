@@ -3,7 +3,20 @@
 from octavo.weights.checkpoint import open_checkpoint
 from octavo.weights.dequantize import dequantize
 from octavo.weights.pull import PullError, pull, resolve
+from octavo.weights.quantized import Quantization, quantized
 from octavo.weights.sources import ALIASES
 from octavo.weights.tensor import Checkpoint, Tensor, TensorType
 
-__all__ = ["ALIASES", "Checkpoint", "PullError", "Tensor", "TensorType", "dequantize", "open_checkpoint", "pull", "resolve"]
+__all__ = [
+    "ALIASES",
+    "Checkpoint",
+    "PullError",
+    "Quantization",
+    "Tensor",
+    "TensorType",
+    "dequantize",
+    "open_checkpoint",
+    "pull",
+    "quantized",
+    "resolve",
+]
