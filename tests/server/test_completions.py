@@ -156,6 +156,13 @@ def whole_characters(data: bytes) -> int:
     return count - 1 if joins else count
 
 
+@pytest.mark.parametrize("narrow", [{"top_p": 5e-324}, {"top_k": 1}, {"min_p": 1.0}, {"temperature": 5e-324}], ids=str)
+def test_the_narrowest_choice_is_greedy(client: openai.OpenAI, narrow: dict[str, Any]) -> None:
+    """Also where a double is too small for the kernels' single precision."""
+    expected = greedy(client).choices[0].text
+    assert greedy(client, temperature=1.0, extra_body={"seed": 3, **narrow}).choices[0].text == expected
+
+
 def test_logprobs_zero_gives_the_chosen_token_only(client: openai.OpenAI) -> None:
     logprobs = greedy(client, logprobs=0).choices[0].logprobs
     assert logprobs is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import httpx
 import openai
@@ -70,7 +71,6 @@ def test_openapi_describes_every_endpoint(server: ServerProcess) -> None:
     text = json.dumps(document)
     for reference in re.findall(r'"#/components/schemas/([^"]+)"', text):
         assert reference in document["components"]["schemas"]
-    assert "/work/" not in text
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/nowhere", "/docs", "/metrics"])
@@ -96,13 +96,22 @@ def test_stream_headers_and_ending(server: ServerProcess) -> None:
     assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events[:-2])
 
 
+def log_line(server: ServerProcess, request_id: str) -> str:
+    """The one line of a request; it is written just after the last byte of the answer."""
+    deadline_s = time.monotonic() + 5
+    while not (lines := [line for line in server.log.splitlines() if f"[{request_id}]" in line]) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    (line,) = lines
+    return line
+
+
 def test_log_lines(server: ServerProcess) -> None:
     body = {"prompt": "One", "max_tokens": 3, "ignore_eos": True}
     httpx.post(f"{server.url}/v1/completions", json=body, headers={"X-Request-Id": "look-for-me"}, timeout=60)
     httpx.get(f"{server.url}/nothing%0Ahere", headers={"X-Request-Id": "look-for-me-too"})
-    (line,) = [line for line in server.log.splitlines() if "[look-for-me]" in line]
+    line = log_line(server, "look-for-me")
     assert re.search(r"POST /v1/completions 200 in \d+ ms: \d+ in( \(\d+ cached\))?, 3 out, ttft \d+ ms, [\d.]+ tok/s", line)
-    (line,) = [line for line in server.log.splitlines() if "[look-for-me-too]" in line]
+    line = log_line(server, "look-for-me-too")
     assert r"GET /nothing\nhere 404" in line
 
 

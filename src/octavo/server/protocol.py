@@ -22,6 +22,9 @@ MAX_CHOICES = 2048
 
 DEFAULT_COMPLETION_TOKENS = 16
 
+SMALLEST_TOP_P = 2.0**-126
+"""The smallest normal fp32 number."""
+
 
 def _integral(value: Any) -> Any:
     """In JSON, 16.0 is an integer; ``1e300`` and ``inf`` are left to be refused."""
@@ -155,6 +158,8 @@ class GenerationRequest(Strict):
             )
             if (value := getattr(self, name)) is not None
         }
+        if self.top_p is not None:  # the kernels compute in fp32, where a smaller one would be zero; either keeps one token
+            optional["top_p"] = max(self.top_p, SMALLEST_TOP_P)
         return SamplingParams(
             seed=self.seed,
             stop=self.stop,
