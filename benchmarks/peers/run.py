@@ -5,7 +5,8 @@
     python -m benchmarks.peers.run --readme              … and puts the table into the READMEs
 
 Engines alternate, repetition by repetition, and each begins when the machine is quiet. A repetition during which other processes
-took more than 4 % of the CPU is measured again, up to three more times; what was left is reported as it is.
+took more than 4 % of the CPU is measured again, up to three more times (``--extra-reps``); then the least disturbed ones count, and
+the report says how disturbed they were.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from benchmarks.peers.octavo_peer import OctavoServer, OctavoWorker
 from benchmarks.peers.report import LLAMA_CPP, OCTAVO, WORKLOADS, Report, Result, fill, markdown, plot
 
 ROOT = Path(__file__).parents[2]
-MAX_EXTRA_REPS = 3
+EXTRA_REPS = 3
 PORTS = {LLAMA_CPP: 18080, OCTAVO: 18081}
 
 Measure = Callable[[int], dict[str, float]]
@@ -43,13 +44,13 @@ def measured(measure: Measure, pids: tuple[int, ...], rep: int) -> dict[str, flo
     return {"rep": rep, **figures, "wall_s": time.perf_counter() - started, "other_cpu": watch.other_cpu()}
 
 
-def race(name: str, engines: dict[str, tuple[Measure, tuple[int, ...]]], reps: int, report: Report) -> None:
-    """``reps`` undisturbed repetitions of each engine, alternating; after ``MAX_EXTRA_REPS`` more, the least disturbed ones."""
+def race(name: str, engines: dict[str, tuple[Measure, tuple[int, ...]]], reps: int, report: Report, extra_reps: int = EXTRA_REPS) -> None:
+    """``reps`` undisturbed repetitions of each engine, alternating; after ``extra_reps`` more, the least disturbed ones."""
     good: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     bad: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     for measure, _ in engines.values():
         measure(workload.WARM_UP)
-    for rep in range(reps + MAX_EXTRA_REPS):
+    for rep in range(reps + extra_reps):
         for engine, (measure, pids) in engines.items():
             if len(good[engine]) < reps:
                 figures = measured(measure, pids, rep)
@@ -73,6 +74,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="a GGUF file for both (the default model)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--extra-reps", type=int, default=EXTRA_REPS, help="how many disturbed repetitions may be repeated (3)")
     parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas between them: " + ",".join(WORKLOADS))
     parser.add_argument("--llama-parallel", type=int, help="llama-server's slots (default: the best of 8, 16, 32 and 64, measured first)")
     parser.add_argument("--skip-llama", action="store_true", help="measure Octavo alone")
@@ -115,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
                 engines: dict[str, tuple[Measure, tuple[int, ...]]] = {OCTAVO: (ours[name], worker.pids)}
                 if bench is not None and name != "offline":
                     engines[LLAMA_CPP] = ({"decode": bench.decode, "prefill": bench.prefill}[name], bench.pids)
-                race(name, engines, args.reps, report)
+                race(name, engines, args.reps, report, args.extra_reps)
             worker.stop()
         if "serving" in args.only:
             log = logs / "llama-server.log"
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
             stack.callback(served.stop)
             engines = {OCTAVO: (served.serving, served.pids), **engines}
             report.start_s[OCTAVO] = served.server.start_s
-            race("serving", engines, args.reps, report)
+            race("serving", engines, args.reps, report, args.extra_reps)
             report.peak_memory_mib = {engine: machine.peak_memory_mib(pids) for engine, (_, pids) in engines.items()}
 
     args.out.mkdir(parents=True, exist_ok=True)
