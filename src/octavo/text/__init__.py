@@ -1,7 +1,22 @@
-"""Text: tokenizers, incremental detokenising and chat templates, all out of a checkpoint's metadata."""
+"""Text out of what a checkpoint carries: tokenizers, incremental detokenising, chat templates, thinking apart from answers."""
 
-from octavo.text.chat_template import ChatTemplate, load_chat_template
+from octavo.text.chat_template import ChatTemplate, load_chat_template, load_hf_chat_template
 from octavo.text.detokenizer import IncrementalDetokenizer
+from octavo.text.reasoning import ReasoningDelta, ReasoningSplitter, ReasoningTags, opens_reasoning, reasoning_tags, split_reasoning
 from octavo.text.tokenizer import Tokenizer, load_hf_tokenizer, load_tokenizer
 
-__all__ = ["ChatTemplate", "IncrementalDetokenizer", "Tokenizer", "load_chat_template", "load_hf_tokenizer", "load_tokenizer"]
+__all__ = [
+    "ChatTemplate",
+    "IncrementalDetokenizer",
+    "ReasoningDelta",
+    "ReasoningSplitter",
+    "ReasoningTags",
+    "Tokenizer",
+    "load_chat_template",
+    "load_hf_chat_template",
+    "load_hf_tokenizer",
+    "load_tokenizer",
+    "opens_reasoning",
+    "reasoning_tags",
+    "split_reasoning",
+]

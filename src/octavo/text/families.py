@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from octavo.text.charsmap import check_charsmap
 from octavo.text.spelling import SPACE
 
 
@@ -86,6 +87,7 @@ def space_normalizer(*, add_prefix: bool, charsmap: bytes = b"", merge_spaces: b
     steps: list[normalizers.Normalizer] = []
     if charsmap:
         try:
+            check_charsmap(charsmap)
             steps.append(normalizers.Precompiled(charsmap))
         except Exception as error:  # the library raises bare exceptions
             raise ValueError(f"tokenizer.ggml.precompiled_charsmap is invalid: {error}") from error

@@ -7,6 +7,7 @@ text again is read from its decoder, so that it can be done token by token. What
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -16,10 +17,12 @@ from typing import Any
 
 import tokenizers
 
+from octavo.text.charsmap import check_charsmap
 from octavo.text.parts import TokenizerParts, end_of_generation
 from octavo.text.spelling import Replacement, Spelling, byte_level, metaspace, sentencepiece, spaced_words, wordpiece
 
 _MAX_JSON_BYTES = 256 << 20
+_MAX_PADDING = 65536
 
 
 def is_hf_directory(path: str | os.PathLike[str]) -> bool:
@@ -34,7 +37,9 @@ def parts_from_directory(directory: str | os.PathLike[str]) -> TokenizerParts:
         raise ValueError(f"{root}: there is no tokenizer.json; save the tokenizer with transformers' save_pretrained to get one")
     library = _load(path)
     try:
-        return _parts(root, library, json.loads(library.to_str()))
+        description = json.loads(library.to_str())
+        _check_charsmaps(description.get("normalizer"))
+        return _parts(root, library, description)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -53,20 +58,30 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     return library
 
 
+def _check_charsmaps(normalizer: Any) -> None:
+    steps = [normalizer] if isinstance(normalizer, dict) else []
+    while steps:
+        step = steps.pop()
+        steps += step.get("normalizers", [])
+        if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
+            try:
+                check_charsmap(base64.b64decode(step["precompiled_charsmap"]))
+            except ValueError as error:
+                raise ValueError(f"precompiled_charsmap is invalid: {error}") from error
+
+
 def _parts(root: Path, library: tokenizers.Tokenizer, description: Mapping[str, Any]) -> TokenizerParts:
     vocabulary = library.get_vocab(with_added_tokens=True)
     if not vocabulary:
         raise ValueError("the vocabulary is empty")
-    if max(vocabulary.values()) >= 4 * len(vocabulary) + 65536:
-        raise ValueError(f"the vocabulary has {len(vocabulary)} tokens and yet an id of {max(vocabulary.values())}")
-    tokens = [""] * (max(vocabulary.values()) + 1)
-    for token, index in vocabulary.items():
-        tokens[index] = token
     added = library.get_added_tokens_decoder()
     config = read_json(root / "tokenizer_config.json")
     named = read_json(root / "special_tokens_map.json")
     model = read_json(root / "config.json")
     generation = read_json(root / "generation_config.json")
+    tokens = [""] * _num_tokens(vocabulary, model)
+    for token, index in vocabulary.items():
+        tokens[index] = token
 
     def named_id(name: str) -> int | None:
         token = token_text(config.get(f"{name}_token", named.get(f"{name}_token")))
@@ -100,6 +115,18 @@ def _parts(root: Path, library: tokenizers.Tokenizer, description: Mapping[str, 
         prefix_ids=prefix,
         suffix_ids=suffix,
     )
+
+
+def _num_tokens(vocabulary: Mapping[str, int], model: Mapping[str, Any]) -> int:
+    """At least the model's ``vocab_size``: it is often rounded up, and what the model may emit must have a text, if an empty one."""
+    highest = max(vocabulary.values())
+    if highest >= 4 * len(vocabulary) + _MAX_PADDING:
+        raise ValueError(f"the vocabulary has {len(vocabulary)} tokens and yet an id of {highest}")
+    text_model = model.get("text_config")
+    size = model.get("vocab_size", text_model.get("vocab_size") if isinstance(text_model, dict) else None)
+    if isinstance(size, int) and highest < size <= highest + _MAX_PADDING:
+        return size
+    return highest + 1
 
 
 def _around(

@@ -94,12 +94,14 @@ class Tokenizer:
         """The bytes that the token adds to the text: often not whole characters. Raises ``ValueError`` for an id outside the vocabulary."""
         known = self._bytes[self._checked(token_id)]
         if known is None:
-            known = self._bytes[token_id] = self._spelling.inside(self._tokens[token_id])
+            token = self._tokens[token_id]
+            known = self._bytes[token_id] = self._spelling.inside(token) if token else b""
         return known
 
     def first_token_bytes(self, token_id: int) -> bytes:
         """The bytes of the token when it is the first of a text: in some families without its leading space."""
-        return self._spelling.first(self._tokens[self._checked(token_id)])
+        token = self._tokens[self._checked(token_id)]
+        return self._spelling.first(token) if token else b""
 
     def _checked(self, token_id: int) -> int:
         if not 0 <= token_id < len(self._tokens):
