@@ -22,6 +22,10 @@ from octavo.engine.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 
+_SMALLEST_TOP_P = np.float32(2.0**-126)
+"""Anything above zero keeps the most probable token; it must not be rounded to zero."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChosenToken:
     """``top``: (token id, log-probability) of the most probable tokens, where log-probabilities were asked for."""
@@ -133,7 +137,7 @@ class ModelRunner:
             rows=np.array(rows, np.int32),
             temperature=np.array([p.temperature for p in params], np.float32),
             top_k=np.array([max(0, p.top_k) for p in params], np.int32),
-            top_p=np.array([p.top_p for p in params], np.float32),
+            top_p=np.maximum(np.array([p.top_p for p in params], np.float32), _SMALLEST_TOP_P),
             min_p=np.array([p.min_p for p in params], np.float32),
             seed=np.array([sequence.request.seed for sequence, _ in owners], np.uint64),
             branch=np.array([branch for _, branch in owners], np.uint32),
