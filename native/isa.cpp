@@ -11,7 +11,7 @@ std::vector<IsaFamily> available_isa_families() {
 #ifdef OCTAVO_HAVE_AVX512
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-    families.push_back({"avx512", &avx512_linear_kernels(), &avx2_attention_kernels(), &avx2_elementwise_kernels()});
+    families.push_back({"avx512", &avx512_linear_kernels(), &avx512_attention_kernels(), &avx512_elementwise_kernels()});
   }
 #endif
   if (avx2) families.push_back({"avx2", &avx2_linear_kernels(), &avx2_attention_kernels(), &avx2_elementwise_kernels()});

@@ -60,7 +60,7 @@ constexpr std::int64_t tile_rows(std::int64_t group) { return tile_positions(gro
 constexpr std::int64_t state_floats(std::int64_t rows, std::int64_t head_dim) { return rows * (head_dim + 2); }
 constexpr std::int64_t attention_scratch_floats(std::int64_t group, std::int64_t head_dim) {
   const std::int64_t rows = tile_rows(group);
-  return rows * head_dim + 2 * state_floats(rows, head_dim) + 2 * kPartition * head_dim;
+  return (rows + 16) * head_dim + 2 * state_floats(rows, head_dim) + 2 * kPartition * head_dim;
 }
 
 struct AttentionKernels {
@@ -78,5 +78,6 @@ struct AttentionKernels {
 };
 
 const AttentionKernels& avx2_attention_kernels();
+const AttentionKernels& avx512_attention_kernels();  // where OCTAVO_HAVE_AVX512
 
 }  // namespace octavo

@@ -23,5 +23,6 @@ struct ElementwiseKernels {
 };
 
 const ElementwiseKernels& avx2_elementwise_kernels();
+const ElementwiseKernels& avx512_elementwise_kernels();  // where OCTAVO_HAVE_AVX512
 
 }  // namespace octavo

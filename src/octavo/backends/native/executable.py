@@ -233,17 +233,19 @@ class _Emitter:
         return tensor
 
     def _source(self, name: str) -> Any:
-        kind = self._tensor(name).type.name
-        source = getattr(_native.SourceType, kind, None)
-        if source is None:
-            raise ValueError(f"tensor {name!r} is stored as {kind}, which the native backend cannot pack")
-        return source
+        """How the native side sees a tensor: as it is stored, or as fp32 where it has no packing for that."""
+        return getattr(_native.SourceType, self._tensor(name).type.name, _native.SourceType.F32)
 
     def _is_integer(self, name: str) -> bool:
         return not self._dequantize and bool(_native.is_quantised(self._source(name)))
 
     def _add_matrix(self, name: str) -> int:
-        data: npt.NDArray[np.uint8] = self._tensor(name).data
+        tensor = self._tensor(name)
+        data: npt.NDArray[np.uint8]
+        if hasattr(_native.SourceType, tensor.type.name):
+            data = np.ascontiguousarray(tensor.data)
+        else:
+            data = np.ascontiguousarray(dequantize(tensor), np.float32).view(np.uint8)
         try:
             return int(self._native.add_matrix(self._source(name), self._dequantize, data, *self._program.weights[name]))
         except ValueError as error:

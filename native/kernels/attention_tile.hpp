@@ -1,0 +1,383 @@
+// Paged attention over any vector width. A tile of query rows (the heads that share a KV head, times some neighbouring
+// positions) walks the keys once, several rows at a time in registers. Each row's chain of operations is the same in
+// every tile, and for every vector width:
+//   scores    one FMA chain over head_dim per (row, key)
+//   softmax   maximum and sum over the partition's 64 lanes in one fixed order; unseen lanes count as exp(-inf) = 0
+//   output    one FMA chain over the row's visible keys per element; unseen V rows are not touched
+// Tiles of more rows than fit in registers expand an fp16 partition to fp32 once, in L1; others convert as they load.
+//
+// `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>, kColumnVectors<Rows> and
+// the operations. head_dim is a multiple of kLanes.
+#pragma once
+#include "attention.hpp"
+#include "avx2/math.hpp"
+#include "avx2/rope.hpp"
+#include "unroll.hpp"
+
+namespace octavo {
+namespace {
+
+constexpr int kMaxRegisterRows = 12;
+constexpr int kPartitionBlocks = kPartition / kBlockSize;
+constexpr float kInfinity = __builtin_inff();
+
+// One partition's K and V as seen by a KV head: the start of each block's part, and what to fetch meanwhile.
+template <class Element>
+struct Partition {
+  const Element* k[kPartitionBlocks];  // [head_dim][16]
+  const Element* v[kPartitionBlocks];  // [16][head_dim]
+  const char* next[kPartitionBlocks];  // parts of later blocks
+};
+
+// scores[r][16 b + lane] = Σ_d q[d][r] · k[b][d][lane] for Blocks blocks; q has kRows columns.
+template <class S, int Rows, int Blocks, bool Prefetch, class Element>
+OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, const Element* const* k, const char* const* next,
+                                       float* scores) {
+  constexpr int kVectors = kBlockSize / S::kLanes;      // of a block
+  constexpr int kLines = sizeof(Element) == 2 ? 1 : 2;  // cache lines of K and V per step of d
+  // All keys of a step in registers beside the sums, if they fit; otherwise block by block.
+  constexpr int kTogether = (Rows + 1) * Blocks * kVectors < S::kRegisters ? Blocks : 1;
+  typename S::Vec sum[Rows][Blocks * kVectors];
+  unroll<Rows>([&](auto r) OCTAVO_INLINE {
+    unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::zero(); });
+  });
+  for (std::int64_t d = 0; d < head_dim; ++d, q += S::kRows) {
+    if constexpr (Prefetch) {
+      unroll<Blocks * kLines>([&](auto i) OCTAVO_INLINE {
+        _mm_prefetch(next[i / kLines] + (d * kLines + i % kLines) * 64, _MM_HINT_T0);
+      });
+    }
+    unroll<Blocks / kTogether>([&](auto part) OCTAVO_INLINE {
+      constexpr int kKeys = kTogether * kVectors;
+      typename S::Vec keys[kKeys];
+      unroll<kKeys>([&](auto j) OCTAVO_INLINE {
+        keys[j] = S::load(k[part * kTogether + j / kVectors] + d * kBlockSize + j % kVectors * S::kLanes);
+      });
+      unroll<Rows>([&](auto r) OCTAVO_INLINE {
+        const typename S::Vec x = S::broadcast(q[r]);
+        unroll<kKeys>([&](auto j) OCTAVO_INLINE { sum[r][part * kKeys + j] = S::fmadd(x, keys[j], sum[r][part * kKeys + j]); });
+      });
+    });
+  }
+  unroll<Rows>([&](auto r) OCTAVO_INLINE {
+    unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE { S::store(scores + r * kPartition + j * S::kLanes, sum[r][j]); });
+  });
+}
+
+// output[r][c …] += Σ_t p[r][t] · v[t][c …] for t in begin … end-1, in order, on Vectors vectors of columns.
+template <class S, int Rows, int Vectors, class Element>
+OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* const* v, std::int64_t begin, std::int64_t end,
+                                             std::int64_t head_dim, float* output) {
+  typename S::Vec sum[Rows][Vectors];
+  unroll<Rows>([&](auto r) OCTAVO_INLINE {
+    unroll<Vectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::load(output + r * head_dim + j * S::kLanes); });
+  });
+  for (std::int64_t t = begin; t < end;) {
+    const Element* block = v[t / kBlockSize];
+    const std::int64_t first = t & -kBlockSize;
+    const std::int64_t stop = first + kBlockSize < end ? first + kBlockSize : end;
+    for (; t < stop; ++t) {
+      const Element* row = block + (t - first) * head_dim;
+      if constexpr (Rows <= 3) {  // whichever of the two needs fewer registers
+        typename S::Vec weight[Rows];
+        unroll<Rows>([&](auto r) OCTAVO_INLINE { weight[r] = S::broadcast(p[r * kPartition + t]); });
+        unroll<Vectors>([&](auto j) OCTAVO_INLINE {
+          const typename S::Vec x = S::load(row + j * S::kLanes);
+          unroll<Rows>([&](auto r) OCTAVO_INLINE { sum[r][j] = S::fmadd(weight[r], x, sum[r][j]); });
+        });
+      } else {
+        typename S::Vec x[Vectors];
+        unroll<Vectors>([&](auto j) OCTAVO_INLINE { x[j] = S::load(row + j * S::kLanes); });
+        unroll<Rows>([&](auto r) OCTAVO_INLINE {
+          const typename S::Vec weight = S::broadcast(p[r * kPartition + t]);
+          unroll<Vectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::fmadd(weight, x[j], sum[r][j]); });
+        });
+      }
+    }
+  }
+  unroll<Rows>([&](auto r) OCTAVO_INLINE {
+    unroll<Vectors>([&](auto j) OCTAVO_INLINE { S::store(output + r * head_dim + j * S::kLanes, sum[r][j]); });
+  });
+}
+
+template <class S, int Rows, class Element>
+inline void accumulate(const float* p, const Element* const* v, std::int64_t begin, std::int64_t end, std::int64_t head_dim,
+                       float* output) {
+  constexpr int kVectors = S::template kColumnVectors<Rows>;
+  const Element* column[kPartitionBlocks];
+  std::int64_t c = 0;
+  const auto move = [&] {
+    for (int b = 0; b < kPartitionBlocks; ++b) column[b] = v[b] + c;
+  };
+  for (; c + S::kLanes * kVectors <= head_dim; c += S::kLanes * kVectors) {
+    move();
+    accumulate_columns<S, Rows, kVectors>(p, column, begin, end, head_dim, output + c);
+  }
+  for (; c < head_dim; c += S::kLanes) {
+    move();
+    accumulate_columns<S, Rows, 1>(p, column, begin, end, head_dim, output + c);
+  }
+}
+
+// The largest of a row's visible scores; unseen lanes of its last vector become -inf.
+template <class S>
+OCTAVO_INLINE inline float mask_and_max(float* scores, std::int64_t visible) {
+  if (visible == kPartition) {
+    typename S::Vec largest = S::load(scores);
+    unroll<kPartition / S::kLanes - 1>([&](auto i) OCTAVO_INLINE { largest = S::max(largest, S::load(scores + (i + 1) * S::kLanes)); });
+    return S::horizontal_max(largest);
+  }
+  const std::int64_t end = (visible + S::kLanes - 1) / S::kLanes * S::kLanes;
+  for (std::int64_t t = visible; t < end; ++t) scores[t] = -kInfinity;
+  typename S::Vec largest = S::load(scores);
+  for (std::int64_t t = S::kLanes; t < end; t += S::kLanes) largest = S::max(largest, S::load(scores + t));
+  return S::horizontal_max(largest);
+}
+
+// Turns a row's scores into exp(score - max) and returns their sum.
+template <class S>
+OCTAVO_INLINE inline float exponentiate(float* scores, std::int64_t visible, float max) {
+  const typename S::Vec shift = S::broadcast(max);
+  __m256 total = _mm256_setzero_ps();  // eight lanes in every ISA family
+  const auto vector = [&](std::int64_t t) OCTAVO_INLINE {
+    const typename S::Vec p = S::exp(S::sub(S::load(scores + t), shift));
+    total = S::add_halves(total, p);
+    S::store(scores + t, p);
+  };
+  if (visible == kPartition) {
+    unroll<kPartition / S::kLanes>([&](auto i) OCTAVO_INLINE { vector(i * S::kLanes); });
+  } else {
+    for (std::int64_t t = 0; t < visible; t += S::kLanes) vector(t);
+  }
+  return horizontal_sum(total);
+}
+
+// Rows of a tile that are computed together: their queries and states, and how many of the partition's keys each sees.
+struct RowGroup {
+  const float* q;  // [head_dim][kRows]
+  float* output;   // [rows][head_dim]
+  float* max;
+  float* sum;
+  std::int64_t visible[kMaxRegisterRows];  // 0 … 64, ascending; all ≤ 0 rows first
+};
+
+template <class S, int Rows, bool Prefetch, class Element>
+[[gnu::noinline]] void attend_partition(const Partition<Element>& kv, const RowGroup& rows, std::int64_t head_dim) {
+  constexpr int kBlocks = S::template kScoreBlocks<Rows>;
+  alignas(64) float scores[Rows * kPartition];
+  const std::int64_t least = rows.visible[0], most = rows.visible[Rows - 1];
+  const std::int64_t blocks = (most + kBlockSize - 1) / kBlockSize;
+  std::int64_t b = 0;
+  for (; b + kBlocks <= blocks; b += kBlocks) {
+    score_blocks<S, Rows, kBlocks, Prefetch>(rows.q, head_dim, kv.k + b, kv.next + b, scores + b * kBlockSize);
+  }
+  if constexpr (kBlocks > 1) {
+    for (; b < blocks; ++b) {
+      score_blocks<S, Rows, 1, Prefetch>(rows.q, head_dim, kv.k + b, kv.next + b, scores + b * kBlockSize);
+    }
+  }
+  // The new maximum of each row, then the factors by which its sum and output come down to it, all rows at once.
+  alignas(64) float factors[16] = {};
+  for (int r = 0; r < Rows; ++r) {
+    if (rows.visible[r] <= 0) continue;
+    const float largest = mask_and_max<S>(scores + r * kPartition, rows.visible[r]);
+    const float max = largest > rows.max[r] ? largest : rows.max[r];
+    factors[r] = rows.max[r] - max;
+    rows.max[r] = max;
+  }
+  for (int r = 0; r < Rows; r += S::kLanes) S::store(factors + r, S::exp(S::load(factors + r)));
+  for (int r = 0; r < Rows; ++r) {
+    if (rows.visible[r] <= 0) continue;
+    const typename S::Vec factor = S::broadcast(factors[r]);
+    float* output = rows.output + r * head_dim;
+    for (std::int64_t d = 0; d < head_dim; d += S::kLanes) S::store(output + d, S::mul(factor, S::load(output + d)));
+    const float sum = exponentiate<S>(scores + r * kPartition, rows.visible[r], rows.max[r]);
+    rows.sum[r] = rows.sum[r] * factors[r] + sum;
+  }
+  const std::int64_t common = least > 0 ? least : 0;
+  if (common > 0) accumulate<S, Rows>(scores, kv.v, 0, common, head_dim, rows.output);
+  if (most == common) return;
+  for (int r = 0; r < Rows; ++r) {
+    if (rows.visible[r] <= common) continue;
+    accumulate<S, 1>(scores + r * kPartition, kv.v, common, rows.visible[r], head_dim, rows.output + r * head_dim);
+  }
+}
+
+// The same for a number of rows known at run time, 1 … S::kRows.
+template <class S, bool Prefetch, int Rows = 1, class Element>
+void attend_rows(int rows, const Partition<Element>& kv, const RowGroup& group, std::int64_t head_dim) {
+  if constexpr (Rows < S::kRows) {
+    if (rows > Rows) return attend_rows<S, Prefetch, Rows + 1>(rows, kv, group, head_dim);
+  }
+  attend_partition<S, Rows, Prefetch>(kv, group, head_dim);
+}
+
+// A tile's rows seen from one KV head, and the pieces of the scratch memory.
+struct Rows {
+  std::int64_t count, group, head_dim, first_position;
+  float* q;          // in groups of kRows rows, each [head_dim][kRows]
+  float* partition;  // an expanded partition: K, then V
+
+  std::int64_t position(std::int64_t row) const { return first_position + row / group; }
+};
+
+struct State {
+  float* output;
+  float* max;
+  float* sum;
+  State(float* memory, const Rows& rows)
+      : output(memory), max(memory + rows.count * rows.head_dim), sum(max + rows.count) {}
+};
+
+template <class S, bool Prefetch, class Element>
+void attend_all_rows(const Partition<Element>& kv, const Rows& rows, const State& state, std::int64_t base) {
+  for (std::int64_t first = 0; first < rows.count; first += S::kRows) {
+    const int count = static_cast<int>(rows.count - first < S::kRows ? rows.count - first : S::kRows);
+    RowGroup group{rows.q + first * rows.head_dim, state.output + first * rows.head_dim, state.max + first, state.sum + first, {}};
+    for (int r = 0; r < count; ++r) {
+      const std::int64_t seen = rows.position(first + r) + 1 - base;
+      group.visible[r] = seen < kPartition ? seen : kPartition;
+    }
+    if (group.visible[count - 1] > 0) attend_rows<S, Prefetch>(count, kv, group, rows.head_dim);
+  }
+}
+
+// One split of a tile into a state.
+template <class S, class Element>
+void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, const Rows& rows,
+                const State& state) {
+  const std::int64_t head_dim = rows.head_dim, part = kBlockSize * head_dim;
+  for (std::int64_t i = 0; i < rows.count * head_dim; ++i) state.output[i] = 0.0f;
+  for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
+
+  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
+  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
+  const std::int64_t last_block = (end - 1) / kBlockSize;
+  const std::uint8_t* head = call.kv + kv_head * 2 * part * static_cast<std::int64_t>(sizeof(Element));
+  const auto block_part = [&](std::int64_t block) {
+    return reinterpret_cast<const Element*>(head + tile.block_table[block] * call.block_bytes);
+  };
+  for (std::int64_t base = split * kSplit; base < end; base += kPartition) {
+    Partition<Element> kv;
+    const std::int64_t first_block = base / kBlockSize;
+    for (int b = 0; b < kPartitionBlocks; ++b) {
+      const std::int64_t block = first_block + b < last_block ? first_block + b : last_block;
+      const std::int64_t ahead = first_block + b + 2 < last_block ? first_block + b + 2 : last_block;
+      kv.k[b] = block_part(block);
+      kv.v[b] = kv.k[b] + part;
+      kv.next[b] = reinterpret_cast<const char*>(block_part(ahead));
+    }
+    if (sizeof(Element) == sizeof(float) || rows.count <= S::kRows) {
+      attend_all_rows<S, true>(kv, rows, state, base);
+      continue;
+    }
+    Partition<float> expanded;
+    for (int b = 0; b < kPartitionBlocks; ++b) {
+      float* out = rows.partition + 2 * b * part;
+      expanded.k[b] = out;
+      expanded.v[b] = out + part;
+      expanded.next[b] = nullptr;
+      if (first_block + b > last_block) continue;
+      for (std::int64_t i = 0; i < 2 * part; i += S::kLanes) S::store(out + i, S::load(kv.k[b] + i));
+    }
+    attend_all_rows<S, false>(expanded, rows, state, base);
+  }
+}
+
+template <class S>
+void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, const Rows& rows,
+          const State& state) {
+  if (call.kv_type == KvType::F16) return walk_split<S, std::uint16_t>(call, tile, kv_head, split, rows, state);
+  walk_split<S, float>(call, tile, kv_head, split, rows, state);
+}
+
+// Adds a later split's state to the states of the rows that see it.
+void merge(const Rows& rows, std::int64_t split, const State& into, const State& from) {
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    if (rows.position(r) < split * kSplit) continue;
+    const float max = from.max[r] > into.max[r] ? from.max[r] : into.max[r];
+    const float a = exp1(into.max[r] - max), b = exp1(from.max[r] - max);
+    into.max[r] = max;
+    into.sum[r] = __builtin_fmaf(from.sum[r], b, into.sum[r] * a);
+    const __m256 va = _mm256_set1_ps(a), vb = _mm256_set1_ps(b);
+    float* output = into.output + r * rows.head_dim;
+    const float* other = from.output + r * rows.head_dim;
+    for (std::int64_t d = 0; d < rows.head_dim; d += 8) {
+      const __m256 scaled = _mm256_mul_ps(va, _mm256_loadu_ps(output + d));
+      _mm256_storeu_ps(output + d, _mm256_fmadd_ps(vb, _mm256_loadu_ps(other + d), scaled));
+    }
+  }
+}
+
+float* output_row(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows, std::int64_t r) {
+  return call.out + (tile.first_row + r / rows.group) * call.ldo + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+}
+
+void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows, const State& state) {
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const __m256 factor = _mm256_set1_ps(1.0f / state.sum[r]);
+    float* out = output_row(call, tile, kv_head, rows, r);
+    const float* output = state.output + r * rows.head_dim;
+    for (std::int64_t d = 0; d < rows.head_dim; d += 8) {
+      _mm256_storeu_ps(out + d, _mm256_mul_ps(factor, _mm256_loadu_ps(output + d)));
+    }
+  }
+}
+
+Rows describe_rows(const AttentionCall& call, const AttentionTile& tile) {
+  const std::int64_t group = call.num_heads / call.num_kv_heads;
+  return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr, nullptr};
+}
+
+// Rotated and scaled queries of the tile in scratch, transposed so that a step of d reads one line; the rest of scratch is
+// the expanded partition.
+template <class S>
+Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
+  Rows rows = describe_rows(call, tile);
+  rows.partition = scratch;
+  rows.q = scratch + 2 * kPartition * rows.head_dim;
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const float* q = call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    float* rotated = scratch;
+    if (call.rope != nullptr) {
+      rotate_head(q, call.rope->row(rows.position(r)), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotated);
+      q = rotated;
+    }
+    float* column = rows.q + r / S::kRows * S::kRows * rows.head_dim + r % S::kRows;
+    for (std::int64_t d = 0; d < rows.head_dim; ++d) column[d * S::kRows] = q[d] * call.scale;
+  }
+  return rows;
+}
+
+template <class S>
+void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
+  const Rows rows = gather_rows<S>(call, tile, kv_head, scratch);
+  float* memory = rows.q + (rows.count + S::kRows - 1) / S::kRows * S::kRows * rows.head_dim;
+  const State total(memory, rows);
+  const State state(memory + state_floats(rows.count, rows.head_dim), rows);
+  walk<S>(call, tile, kv_head, 0, rows, total);
+  for (std::int64_t split = 1; split < tile.num_splits(); ++split) {
+    walk<S>(call, tile, kv_head, split, rows, state);
+    merge(rows, split, total, state);
+  }
+  finish(call, tile, kv_head, rows, total);
+}
+
+template <class S>
+void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, float* state,
+                  float* scratch) {
+  const Rows rows = gather_rows<S>(call, tile, kv_head, scratch);
+  walk<S>(call, tile, kv_head, split, rows, State(state, rows));
+}
+
+void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states) {
+  const Rows rows = describe_rows(call, tile);
+  const State total(states, rows);
+  for (std::int64_t split = 1; split < tile.num_splits(); ++split) {
+    merge(rows, split, total, State(states + split * state_floats(rows.count, rows.head_dim), rows));
+  }
+  finish(call, tile, kv_head, rows, total);
+}
+
+}  // namespace
+}  // namespace octavo
