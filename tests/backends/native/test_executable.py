@@ -16,7 +16,7 @@ from octavo.config import KVDType
 from octavo.weights.tensor import TensorType
 
 from ...conformance.choices import choice_batch
-from ...conformance.programs import LittleLlama
+from ...conformance.programs import LittleLlama, attention_program, compile_program
 from ...conformance.steps import Driver, make_step
 from ...conformance.tensors import float_tensor
 
@@ -180,6 +180,23 @@ def test_isa_families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_ISA", "mmx")
     with pytest.raises(RuntimeError, match="OCTAVO_ISA='mmx' is not available here"):
         executable()
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(9, 3, 64), (7, 7, 80), (5, 1, 72), (48, 1, 16), (50, 1, 8)])
+def test_attention_has_the_same_bits_in_every_isa_family(
+    monkeypatch: pytest.MonkeyPatch, kv_dtype: KVDType, num_heads: int, num_kv_heads: int, head_dim: int
+) -> None:
+    rng = np.random.default_rng(5)
+    table = rng.normal(0, 2, (64, (num_heads + 2 * num_kv_heads) * head_dim)).astype(np.float32)
+    tokens = rng.integers(0, 64, 640)
+    results = []
+    for family in _native.isa_families():
+        monkeypatch.setenv("OCTAVO_ISA", family)
+        exe = compile_program(get_backend("native"), *attention_program(table, num_heads, num_kv_heads, head_dim), kv_dtype=kv_dtype)
+        results.append(Driver(exe).whole(tokens, chunk=150))
+    assert all((result == results[0]).all() for result in results)
+    assert np.isfinite(results[0]).all()
 
 
 def test_head_dims_that_kernels_lack_are_refused() -> None:
