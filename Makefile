@@ -27,7 +27,7 @@ DEV  := $(VENV)/.installed-dev
 USER := $(VENV)/.installed
 INSTALLED := $(if $(wildcard $(DEV)),$(DEV),$(USER))
 
-.PHONY: help install serve model test lint test-reference bench-peers format clean
+.PHONY: help install serve test lint test-reference bench-peers format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -50,11 +50,8 @@ $(DEV): $(VENV)/.created $(NATIVE_SOURCES)
 	$(PIP) install --quiet --no-compile --editable '.[test]'
 	@touch $@
 
-model: $(INSTALLED)
-	@$(VENV)/bin/octavo pull --quiet $(MODEL)
-
-serve: model
-	@exec $(VENV)/bin/octavo serve $(MODEL) --host $(HOST) --port $(PORT) $(SERVE_ARGS)
+serve: $(INSTALLED)
+	@exec $(VENV)/bin/octavo serve "$(MODEL)" --host $(HOST) --port $(PORT) $(SERVE_ARGS)
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .
@@ -62,12 +59,12 @@ lint: $(DEV)
 	$(VENV)/bin/mypy
 
 test: $(DEV) lint
-	@$(VENV)/bin/octavo pull --quiet smollm2-135m-instruct
+	@$(VENV)/bin/octavo pull smollm2-135m-instruct >/dev/null
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 test-reference: $(DEV)
 	$(PIP) install --quiet --no-compile --editable '.[test,reference]'
-	@$(VENV)/bin/octavo pull --quiet smollm2-135m-instruct
+	@$(VENV)/bin/octavo pull smollm2-135m-instruct >/dev/null
 	$(VENV)/bin/python -m pytest -m reference $(PYTEST_ARGS)
 
 bench-peers: $(DEV)
