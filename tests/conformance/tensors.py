@@ -8,9 +8,10 @@ import numpy.typing as npt
 from octavo.weights.tensor import Tensor, TensorType
 
 Rng = np.random.Generator
-ALL_TYPES = tuple(TensorType)
 INTEGER_TYPES = (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
 FLOAT_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
+ALL_TYPES = FLOAT_TYPES + INTEGER_TYPES
+"""The storage types that have kernels."""
 
 
 def as_tensor(name: str, type: TensorType, shape: tuple[int, ...], raw: npt.NDArray[np.generic]) -> Tensor:

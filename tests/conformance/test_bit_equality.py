@@ -19,7 +19,7 @@ from octavo.weights.tensor import TensorType
 
 from .programs import LittleLlama, attention_program, compile_program
 from .steps import Driver
-from .tensors import ALL_TYPES
+from .tensors import ALL_TYPES, INTEGER_TYPES, float_tensor, values_of
 from .test_attention import token_table
 
 Ids = npt.NDArray[np.int64]
@@ -140,6 +140,27 @@ def test_a_neighbour_that_fails_changes_nothing(exe: Executable, case: Case) -> 
     for block in set(range(128)) - set(sequence.table):
         exe.write_block(block, np.full(exe.kv_block_bytes // 2, np.inf, np.float16).view(np.uint8))
     assert np.array_equal(driver.run([(sequence, 17)]), want[20:])
+
+
+@pytest.mark.parametrize("types", [(TensorType.F32,), INTEGER_TYPES], ids=["floats", "integers"])
+@pytest.mark.parametrize("poison", [np.nan, np.inf], ids=["nan", "inf"])
+def test_a_faulty_token_ends_its_own_sequence_alone(backend: Backend, types: tuple[TensorType, ...], poison: float) -> None:
+    """A word whose embedding is broken: NaN logits for every row that sees it, through any weights; the same bits for the others."""
+    model = LittleLlama(linear_types=types, tied=False)
+    program, tensors = model.build()
+    words = values_of(tensors["embed"]).astype(np.float32)
+    words[7] = poison
+    driver = Driver(compile_program(backend, program, tensors | {"embed": float_tensor("embed", words)}))
+    rng = np.random.default_rng(0)
+    batch = [rng.integers(8, model.vocab_size, n) for n in (20, 33, 17)]
+    want = [driver.whole(p) for p in batch]
+    batch[1][18] = 7
+    sequences = [driver.sequence(p) for p in batch]
+    got = np.split(driver.run([(s, len(s.tokens)) for s in sequences]), np.cumsum([len(p) for p in batch])[:-1])
+    assert np.array_equal(got[0], want[0])
+    assert np.array_equal(got[2], want[2])
+    assert np.array_equal(got[1][:18], want[1][:18])
+    assert np.isnan(got[1][18:]).all()
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -99,6 +99,15 @@ def test_a_choice_in_a_batch_is_the_choice_alone(exe: Executable) -> None:
         assert np.array_equal(alone.top_logprobs[0], together.top_logprobs[r, :width], equal_nan=True)
 
 
+def test_threads_do_not_matter(backend: Backend, exe: Executable) -> None:
+    logits, batch = separated_logits(20, seed=2), random_batch(200, 20, seed=3)
+    model = LittleLlama(vocab_size=32, hidden=32, intermediate=32, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=32)
+    alone = compile_program(backend, *model.build(), num_threads=1).choose(logits, batch)
+    several = exe.choose(logits, batch)
+    for name in ("token_ids", "logprobs", "ranks", "top_ids", "top_logprobs"):
+        assert np.array_equal(getattr(alone, name), getattr(several, name), equal_nan=name.endswith("logprobs"))
+
+
 def test_logprobs_ranks_and_top_ids(exe: Executable) -> None:
     """Of the logits as given: edits and temperature change the choice, not the report."""
     logits, batch = separated_logits(20, seed=7), random_batch(200, 20, seed=8)
