@@ -56,7 +56,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(small_metadata())
 
 
+def read_golden(name: str) -> Any:
+    return json.loads((Path(__file__).parent / "golden" / name).read_text())
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
-    directory = Path(__file__).parent / "golden"
-    return lambda name: json.loads((directory / name).read_text())
+    return read_golden

@@ -15,7 +15,6 @@ import numpy.typing as npt
 _LABEL_BITS = np.uint32((1 << 31) | 0xFF)
 _LEAF_BIT = np.uint32(1 << 8)
 _VALUE_BITS = np.uint32((1 << 31) - 1)
-_BYTES = np.arange(1, 256, dtype=np.uint32)
 
 
 def check_charsmap(charsmap: bytes) -> None:
@@ -39,25 +38,30 @@ def check_charsmap(charsmap: bytes) -> None:
 
 
 def _values(units: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Where all leaves lead. Goes through the array breadth first; no node is gone through twice."""
-    seen = np.zeros(units.size, bool)
-    nodes = _offsets(units[:1])
+    """Where all leaves lead.
+
+    A unit at ``p`` with label ``c`` can only be the child of the node at ``p ^ c``, so a level of the tree is found in one pass over
+    the units, without trying every byte at every node.
+    """
+    labels = units & _LABEL_BITS
+    places = np.arange(units.size, dtype=np.uint32)
+    parents = places ^ labels
+    nodes = places ^ _offsets(units)
+    candidates = np.flatnonzero((labels >= 1) & (labels <= 0xFF) & (parents < units.size))
+    reached = np.zeros(units.size, bool)
+    level = _offsets(units[:1])
     found = [np.empty(0, np.uint32)]
-    while nodes.size:
-        children = nodes[:, None] ^ _BYTES
-        if children.max() >= units.size:
-            raise ValueError(f"its array of {units.size} units leads to unit {children.max()}")
-        reached = units[children]
-        is_child = (reached & _LABEL_BITS) == _BYTES
-        places, reached = children[is_child], reached[is_child]
-        new = ~seen[places]
-        places, reached = places[new], reached[new]
-        seen[places] = True
-        nodes = places ^ _offsets(reached)
-        is_leaf = (reached & _LEAF_BIT) != 0
-        if nodes.size and nodes.max() >= units.size:
-            raise ValueError(f"its array of {units.size} units leads to unit {nodes.max()}")
-        found.append(units[nodes[is_leaf]] & _VALUE_BITS)
+    while level.size:
+        if (furthest := (level | 0xFF).max()) >= units.size:
+            raise ValueError(f"its array of {units.size} units leads to unit {furthest}")
+        reached[level] = True
+        is_child = reached[parents[candidates]]
+        children, candidates = candidates[is_child], candidates[~is_child]
+        level = nodes[children]
+        leaves = level[(units[children] & _LEAF_BIT) != 0]
+        if leaves.size and leaves.max() >= units.size:
+            raise ValueError(f"its array of {units.size} units leads to unit {leaves.max()}")
+        found.append(units[leaves] & _VALUE_BITS)
     return np.unique(np.concatenate(found))
 
 

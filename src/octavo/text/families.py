@@ -92,7 +92,7 @@ def space_normalizer(*, add_prefix: bool, charsmap: bytes = b"", merge_spaces: b
         except Exception as error:  # the library raises bare exceptions
             raise ValueError(f"tokenizer.ggml.precompiled_charsmap is invalid: {error}") from error
     if merge_spaces:
-        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if add_prefix:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
