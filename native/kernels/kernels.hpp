@@ -29,7 +29,9 @@ struct LinearOutput {
 };
 
 struct LinearKernels {
-  // Per row and group of 32: scale = max|x| / 127, q = round-to-nearest-even(x / scale).
+  // Per row and group of 32: scale = max|x| / 127, q = round-to-nearest-even(x / scale). A group whose max|x| is below
+  // 127 * 2^-126 becomes zeros with scale 0; if it is 2^120 or more, infinite or NaN, scale and sum are NaN, and so is
+  // every output of the row.
   void (*quantize_rows)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q,
                         float* scale, float* sum);
   // Rows 0 … m-1 times the columns of panels panel_begin … panel_end-1. out, bias and residual are the whole matrix's.
@@ -37,6 +39,7 @@ struct LinearKernels {
                  std::int64_t panel_end, const LinearOutput& out);
 };
 
-const LinearKernels& avx2_linear_kernels();
+const LinearKernels& avx2_linear_kernels();    // needs AVX2, FMA, F16C
+const LinearKernels& avx512_linear_kernels();  // needs AVX-512 F, BW, VL, DQ and VNNI besides
 
 }  // namespace octavo

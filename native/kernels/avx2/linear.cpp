@@ -23,6 +23,7 @@ OCTAVO_INLINE inline std::int32_t sum_of_lanes(__m256i v) {
 // One group of 32. The largest magnitude is found on bit patterns, where NaN > infinity > every finite number.
 OCTAVO_INLINE inline void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum) {
   constexpr float kLeast = 127 * 0x1p-126f;  // below it the scale would be subnormal
+  constexpr float kMost = 0x1p120f;          // from here on the sum might overflow
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   __m256 v[4];
   __m256i largest = _mm256_setzero_si256();
@@ -34,10 +35,10 @@ OCTAVO_INLINE inline void quantize_group(const float* x, std::int8_t* q, float* 
   float most;
   __builtin_memcpy(&most, &bits, sizeof most);
 
-  const bool finite = bits < 0x7f800000;
-  if (!finite || most < kLeast) {
+  const bool sound = most < kMost;  // no NaN is
+  if (!sound || most < kLeast) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_setzero_si256());
-    *scale = *sum = finite ? 0.0f : __builtin_nanf("");
+    *scale = *sum = sound ? 0.0f : __builtin_nanf("");
     return;
   }
   *scale = most / 127.0f;

@@ -17,62 +17,42 @@ struct F16Weights {
   OCTAVO_INLINE static __m256 load(const std::uint8_t* p, int half) { return load_halves(p + 16 * half); }
 };
 
-// R rows by P panels: 2 R P accumulators, of which 8 hide the latency of FMA and 12 fit beside their operands.
-// It is tile t of the `tiles` that pass over its panel.
-template <class Weights, int R, int P>
+// R rows by one panel: 2 R accumulators, of which 8 hide the latency of FMA and 12 fit beside their operands. It is
+// tile t of the `tiles` that pass over its panel.
+template <class Weights, int R>
 void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
           std::int64_t tiles, const LinearOutput& out) {
   const std::int64_t stride = w.k * Weights::kBytes;
-  const std::uint8_t* p[P];
+  const std::uint8_t* p = w.data + panel * stride;
+  Ahead ahead = ahead_of(p, stride, Weights::kBytes, t, tiles);
   const float* x[R];
-  __m256 acc[R][P][2];
-  unroll<P>([&](auto j) OCTAVO_INLINE { p[j] = w.data + (panel + j) * stride; });
-  Ahead ahead = ahead_of(p[0], stride, Weights::kBytes, t, tiles);
+  __m256 acc[R][2];
   unroll<R>([&](auto i) OCTAVO_INLINE {
     x[i] = a.f + (row + i) * a.ldf;
-    unroll<P>([&](auto j) OCTAVO_INLINE {
-      prefetch_row(out, row + i, (panel + j) * kPanelColumns);
-      acc[i][j][0] = acc[i][j][1] = _mm256_setzero_ps();
-    });
+    acc[i][0] = acc[i][1] = _mm256_setzero_ps();
+    prefetch_row(out, row + i, panel * kPanelColumns);
   });
-  for (std::int64_t k = 0; k < w.k; ++k) {
-    unroll<P>([&](auto j) OCTAVO_INLINE {
-      const __m256 lo = Weights::load(p[j], 0), hi = Weights::load(p[j], 1);
-      prefetch(P == 1 ? ahead.at : p[j] + kNear / P);
-      p[j] += Weights::kBytes;
-      unroll<R>([&](auto i) OCTAVO_INLINE {
-        const __m256 xi = _mm256_broadcast_ss(x[i] + k);
-        acc[i][j][0] = _mm256_fmadd_ps(xi, lo, acc[i][j][0]);
-        acc[i][j][1] = _mm256_fmadd_ps(xi, hi, acc[i][j][1]);
-      });
+  for (std::int64_t k = 0; k < w.k; ++k, p += Weights::kBytes) {
+    const __m256 lo = Weights::load(p, 0), hi = Weights::load(p, 1);
+    prefetch_one(ahead);
+    unroll<R>([&](auto i) OCTAVO_INLINE {
+      const __m256 xi = _mm256_broadcast_ss(x[i] + k);
+      acc[i][0] = _mm256_fmadd_ps(xi, lo, acc[i][0]);
+      acc[i][1] = _mm256_fmadd_ps(xi, hi, acc[i][1]);
     });
-    ahead.at += ahead.step;
   }
-  unroll<R>([&](auto i) OCTAVO_INLINE {
-    unroll<P>([&](auto j) OCTAVO_INLINE {
-      store_row(out, row + i, (panel + j) * kPanelColumns, w.n, acc[i][j][0], acc[i][j][1]);
-    });
-  });
+  unroll<R>([&](auto i) OCTAVO_INLINE { store_row(out, row + i, panel * kPanelColumns, w.n, acc[i][0], acc[i][1]); });
 }
 
 template <class Weights>
 void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
               std::int64_t panel_end, const LinearOutput& out) {
-  std::int64_t panel = panel_begin;
-  if (m == 1) {
-    for (; panel + 4 <= panel_end; panel += 4) tile<Weights, 1, 4>(w, a, 0, panel, 0, 1, out);
-  } else if (m == 2) {
-    for (; panel + 2 <= panel_end; panel += 2) tile<Weights, 2, 2>(w, a, 0, panel, 0, 1, out);
-  }
-  if (panel == panel_end) return;
-  const std::int64_t block = rows_in_cache(w.k * 4, 384 << 10, 12, 192);
-  for (std::int64_t row = 0; row < m; row += block) {
-    const std::int64_t rows = m - row < block ? m - row : block;
-    for (std::int64_t p = panel; p < panel_end; ++p) {
+  for_each_block(m, w.k * 4, 384 << 10, 12, 192, [&](std::int64_t row, std::int64_t rows) {
+    for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for_each_tile<6>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles)
-                                 OCTAVO_INLINE { tile<Weights, height, 1>(w, a, row + r, p, t, tiles, out); });
+                                 OCTAVO_INLINE { tile<Weights, height>(w, a, row + r, panel, t, tiles, out); });
     }
-  }
+  });
 }
 
 }  // namespace

@@ -129,11 +129,11 @@ void widened_panel(const PackedMatrix& w, const Activations& a, std::int64_t row
   for (std::int64_t g = 0; g < groups; g += kBlockGroups) {
     const std::int64_t stretch = groups - g < kBlockGroups ? groups - g : kBlockGroups;
     const bool last = g + stretch == groups;
-    const std::uint8_t* next = w.data + ((panel + 1) * groups + g) * kGroupBytes;
-    widen(w.data + (panel * groups + g) * kGroupBytes, stretch, scratch);
+    const std::uint8_t* packed = w.data + (panel * groups + g) * kGroupBytes;
+    widen(packed, stretch, scratch);
     for_each_tile<4>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles) OCTAVO_INLINE {
       if (last) unroll<height>([&](auto i) OCTAVO_INLINE { prefetch_row(out, row + r + i, column); });
-      const Ahead ahead{next + stretch * kGroupBytes * t / tiles, kGroupBytes / tiles};
+      const Ahead ahead = ahead_of(packed, stretch * kGroupBytes, kGroupBytes, t, tiles);
       const std::int64_t at = (row + r) * groups + g;
       float(*acc)[kPanelColumns] = scratch.acc + r;
       widened_tile<height>(ahead, scratch, stretch, a.q + at * kGroup, w.k, a.scale + at, a.sum + at, groups, acc);
@@ -157,12 +157,11 @@ void linear_int4(const PackedMatrix& w, const Activations& a, std::int64_t m, st
     return;
   }
   Scratch scratch;
-  const std::int64_t block = rows_in_cache(w.k, 192 << 10, 16, kBlockRows);
-  for (std::int64_t row = 0; row < m; row += block) {
-    const std::int64_t rows = m - row < block ? m - row : block;
-    for (std::int64_t panel = panel_begin; panel < panel_end; ++panel)
+  for_each_block(m, w.k, 192 << 10, 16, kBlockRows, [&](std::int64_t row, std::int64_t rows) {
+    for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
       widened_panel(w, a, row, rows, panel, scratch, out);
-  }
+    }
+  });
 }
 
 }  // namespace octavo::avx2

@@ -56,14 +56,12 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
 
 void linear_int8(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                  std::int64_t panel_end, const LinearOutput& out) {
-  const std::int64_t block = rows_in_cache(w.k, 192 << 10, 16, 256);
-  for (std::int64_t row = 0; row < m; row += block) {
-    const std::int64_t rows = m - row < block ? m - row : block;
+  for_each_block(m, w.k, 192 << 10, 16, 256, [&](std::int64_t row, std::int64_t rows) {
     for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
       for_each_tile<4>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles)
                                  OCTAVO_INLINE { tile<height>(w, a, row + r, panel, t, tiles, out); });
     }
-  }
+  });
 }
 
 }  // namespace octavo::avx2
