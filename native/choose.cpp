@@ -14,6 +14,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kHeapLimit = 1024;  // up to this top_k a heap beats a selection
+constexpr std::int64_t kSortLimit = 64;    // a nucleus' edge is sorted within so many tokens
 constexpr std::int64_t kSumBlock = 256;
 
 template <class T>
@@ -86,26 +87,32 @@ struct MoreProbable {
   bool operator()(std::int32_t a, std::int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
 };
 
-// Keeps the smallest set of most probable ids whose weight reaches top_p of the total; returns its size, in id order.
-std::int64_t keep_nucleus(const float* logits, const double* weights, double top_p, std::int32_t* ids, std::int64_t count) {
+// The least probable id of the smallest set of most probable ones whose weight reaches top_p of the total. Reorders ids.
+std::int32_t nucleus_edge(const float* logits, const double* weights, double top_p, std::int32_t* ids, std::int64_t count) {
   double total = 0.0;
   for (std::int64_t i = 0; i < count; ++i) total += weights[ids[i]];
   // What weighs less than this cannot be reached: all of it together is less than the share that is cut off.
   const double negligible = (1.0 - top_p) * total / static_cast<double>(count) * 0.999;
   count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return weights[id] < negligible; }) - ids;
-  const double wanted = top_p * total;
-  double reached = 0.0;
-  std::int64_t size = 0, sorted = 0;
-  for (std::int64_t step = 64; size < count && (size == 0 || reached < wanted); ++size) {
-    if (size == sorted) {
-      sorted = std::min(count, sorted + step);
-      step *= 4;
-      std::partial_sort(ids + size, ids + sorted, ids + count, MoreProbable{logits});
+  // Halve the part that the cut lies in, until little is left to sort: ids[0 … begin) are kept, ids[end …) are not.
+  double wanted = top_p * total;  // of the weight from begin on
+  std::int64_t begin = 0, end = count;
+  while (end - begin > kSortLimit) {
+    const std::int64_t middle = begin + (end - begin) / 2;
+    std::nth_element(ids + begin, ids + middle, ids + end, MoreProbable{logits});
+    double upper = 0.0;
+    for (std::int64_t i = begin; i < middle; ++i) upper += weights[ids[i]];
+    if (upper >= wanted) {
+      end = middle;
+    } else {
+      wanted -= upper;
+      begin = middle;
     }
-    reached += weights[ids[size]];
   }
-  std::sort(ids, ids + size);
-  return size;
+  std::sort(ids + begin, ids + end, MoreProbable{logits});
+  double reached = 0.0;
+  while (begin < end && (begin == 0 || reached < wanted)) reached += weights[ids[begin++]];
+  return ids[begin - 1];
 }
 
 std::int32_t draw_from(const double* weights, const std::int32_t* ids, std::int64_t count, double u) {
@@ -166,12 +173,20 @@ std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* lo
   const bool limit = top_k > 0 && top_k < n;
   if (min_p <= 0 && !limit && top_p >= 1) return draw_from_all(work.weights, n, total, u);
   const float least = limit ? kth_largest(logits, n, top_k, work.values) : -kInfinity;
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    work.ids[count] = static_cast<std::int32_t>(i);
-    count += logits[i] >= least && work.weights[i] >= min_p ? 1 : 0;
+  const auto collect = [&](auto&& keep) {  // in id order
+    std::int64_t count = 0;
+    for (std::int32_t i = 0; i < n; ++i) {
+      work.ids[count] = i;
+      count += logits[i] >= least && work.weights[i] >= min_p && keep(i) ? 1 : 0;
+    }
+    return count;
+  };
+  std::int64_t count = collect([](std::int32_t) { return true; });
+  if (top_p < 1) {
+    const MoreProbable better{logits};
+    const std::int32_t edge = nucleus_edge(logits, work.weights, top_p, work.ids, count);
+    count = collect([&](std::int32_t i) { return !better(edge, i); });
   }
-  if (top_p < 1) count = keep_nucleus(logits, work.weights, top_p, work.ids, count);
   return draw_from(work.weights, work.ids, count, u);
 }
 
