@@ -5,6 +5,7 @@
 // position in a batch, range of panels, odd size, bias and residual, on every ISA family of this machine.
 //
 //   g++ -O2 -std=c++20 -ffp-contract=off -Inative native/tests/test_linear.cpp OBJECTS -o test_linear && ./test_linear
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -325,6 +326,9 @@ void test_linear(const char* isa, const LinearKernels& kernels, SourceType type,
   const auto x = random_rows(most, k, random);
   QuantisedRows rows(most, quantised(format) ? k : 0);
   if (quantised(format)) reference_quantise(x.data(), k, most, k, rows);
+  const std::int64_t ldf = k + 3;
+  std::vector<float> apart(static_cast<std::size_t>(most * ldf));
+  for (std::int64_t r = 0; r < most; ++r) std::copy_n(x.data() + r * k, k, apart.data() + r * ldf);
   const auto plain = reference_linear(type, format, source, n, k, x, rows, most);
 
   std::vector<float> bias(static_cast<std::size_t>(n)), residual(static_cast<std::size_t>(most * n));
@@ -361,7 +365,7 @@ void test_linear(const char* isa, const LinearKernels& kernels, SourceType type,
         }
       }
       const std::int64_t at = quantised(format) ? call.row * (k / 32) : 0;
-      const Activations a{x.data() + call.row * k, k, rows.q.data() + at * 32, rows.scale.data() + at,
+      const Activations a{apart.data() + call.row * ldf, ldf, rows.q.data() + at * 32, rows.scale.data() + at,
                           rows.sum.data() + at};
       const float* from = !with_residual ? nullptr : alias ? out.data() : residual.data() + call.row * n;
       const LinearOutput o{out.data(), ldo, with_bias ? bias.data() : nullptr, from, alias ? ldo : n};
