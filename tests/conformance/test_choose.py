@@ -155,6 +155,13 @@ def test_ties(exe: Executable) -> None:
     assert got.top_ids[0].tolist() == [1, 3, 5, 2, 4, 7, 0]
 
 
+def test_a_share_that_is_just_reached_suffices(exe: Executable) -> None:
+    """Four equal tokens: half of the mass is two of them; a hair more is three."""
+    for top_p, kept in [(0.25, 1), (0.5, 2), (0.75, 3), (np.nextafter(np.float32(0.5), np.float32(1)), 3), (1.0, 4)]:
+        batch = choice_batch([0] * 200, seed=list(range(200)), top_p=top_p)
+        assert set(exe.choose(np.zeros((1, 4), np.float32), batch).token_ids.tolist()) == set(range(kept))
+
+
 def test_rank_of_a_tied_token_is_its_place_in_the_list(exe: Executable) -> None:
     logits = np.zeros((1, 30), np.float32)
     batch = choice_batch([0] * 50, seed=list(range(50)), num_logprobs=20)
