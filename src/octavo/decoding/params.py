@@ -66,7 +66,12 @@ class SamplingParams:
             )  # fmt: skip
         for name in ("temperature", "top_p", "min_p"):
             value = getattr(self, name)
-            _check(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value), name, value, "must be a finite number")
+            _check(
+                isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+                name,
+                value,
+                "must be a finite number",
+            )
         _check(1 <= self.n <= MAX_N, "n", self.n, f"must be between 1 and {MAX_N}")
         _check(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "must be between 0 and 100 (0 is greedy)")
         _check(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "must be in (0, 1]")
@@ -87,7 +92,12 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", ids)
         if self.max_tokens is not None:
             _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
-            _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"must be between 0 and max_tokens ({self.max_tokens})")
+            _check(
+                0 <= self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                self.min_tokens,
+                f"must be between 0 and max_tokens ({self.max_tokens})",
+            )
         _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must not be negative")
         if self.logprobs is not None:
             _check(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"must be between 0 and {MAX_LOGPROBS}")
