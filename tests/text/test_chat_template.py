@@ -149,7 +149,7 @@ def test_loading() -> None:
     loaded = load_chat_template(checkpoint(chat_template="{{ bos_token }}{{ eos_token }}", ggml__tokens=["<s>"], ggml__bos_token_id=0))
     assert loaded is not None
     assert loaded.render(HI) == "<s>"
-    both = load_chat_template(checkpoint(chat_template="d", **{"chat_template__tool_use": "t"}))
+    both = load_chat_template(checkpoint(chat_template="d", chat_template__tool_use="t"))
     assert both is not None
     assert (both.render(HI), both.render(HI, tools=[{"name": "f"}])) == ("d", "t")
     with pytest.raises(ValueError, match=r"m\.gguf: the chat template is invalid at line 1"):

@@ -37,9 +37,8 @@ def parts_from_directory(directory: str | os.PathLike[str]) -> TokenizerParts:
         raise ValueError(f"{root}: there is no tokenizer.json; save the tokenizer with transformers' save_pretrained to get one")
     library = _load(path)
     try:
-        description = json.loads(library.to_str())
-        _check_charsmaps(description.get("normalizer"))
-        return _parts(root, library, description)
+        _check_charsmaps(_description(library.normalizer))
+        return _parts(root, library)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -58,6 +57,14 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     return library
 
 
+def _description(component: Any) -> Any:
+    """A part of the library's tokenizer as ``tokenizer.json`` would write it today; ``None`` if there is none.
+
+    The whole would take time in proportion to the highest id, which a file may choose freely.
+    """
+    return None if component is None else json.loads(component.__getstate__())
+
+
 def _check_charsmaps(normalizer: Any) -> None:
     steps = [normalizer] if isinstance(normalizer, dict) else []
     while steps:
@@ -70,7 +77,7 @@ def _check_charsmaps(normalizer: Any) -> None:
                 raise ValueError(f"precompiled_charsmap is invalid: {error}") from error
 
 
-def _parts(root: Path, library: tokenizers.Tokenizer, description: Mapping[str, Any]) -> TokenizerParts:
+def _parts(root: Path, library: tokenizers.Tokenizer) -> TokenizerParts:
     vocabulary = library.get_vocab(with_added_tokens=True)
     if not vocabulary:
         raise ValueError("the vocabulary is empty")
@@ -102,11 +109,11 @@ def _parts(root: Path, library: tokenizers.Tokenizer, description: Mapping[str, 
     }
     if eos is not None:
         ends.add(eos)
-    prefix, suffix = _around(library, description, config, bos, eos)
+    prefix, suffix = _around(library, config, bos, eos)
     return TokenizerParts(
         library=library,
         tokens=tokens,
-        spelling=spelling_of(description.get("decoder"), frozenset(token.content for token in added.values())),
+        spelling=spelling_of(_description(library.decoder), frozenset(token.content for token in added.values())),
         special_ids=frozenset(special | ends),
         eos_token_ids=frozenset(ends),
         bos_token_id=bos,
@@ -130,10 +137,10 @@ def _num_tokens(vocabulary: Mapping[str, int], model: Mapping[str, Any]) -> int:
 
 
 def _around(
-    library: tokenizers.Tokenizer, description: Mapping[str, Any], config: Mapping[str, Any], bos: int | None, eos: int | None
+    library: tokenizers.Tokenizer, config: Mapping[str, Any], bos: int | None, eos: int | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the post-processor puts before and after a text; without one, what ``tokenizer_config.json`` asks for."""
-    if description.get("post_processor") is None:
+    if library.post_processor is None:
         prefix = (bos,) if config.get("add_bos_token") is True and bos is not None else ()
         suffix = (eos,) if config.get("add_eos_token") is True and eos is not None else ()
         return prefix, suffix
