@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+GGUF = b"GGUF" + random.Random(0).randbytes(3_000_000)
+"""Passes for a model: only its beginning is looked at."""
+
+
+def files_in(cache: Path) -> list[str]:
+    """Every file of the models in the cache but locks."""
+    return sorted(str(p.relative_to(cache / "models")) for p in (cache / "models").rglob("*") if p.is_file() and p.name != ".lock")
+
+
+class Reports(list[tuple[int, int]]):
+    """A progress callback that keeps what it was told."""
+
+    def __call__(self, done: int, total: int) -> None:
+        self.append((done, total))
+
+    def check(self, total: int) -> None:
+        """It ended with all of ``total`` bytes, and never fell back or repeated itself."""
+        assert self[-1] == (total, total)
+        assert [done for done, _ in self] == sorted({done for done, _ in self})
 
 
 @dataclass
