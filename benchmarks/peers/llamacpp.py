@@ -56,7 +56,7 @@ def _run(command: list[str], path: str | None = None) -> None:
 
 def version(bin_dir: Path) -> str:
     done = subprocess.run([bin_dir / "llama-server", "--version"], capture_output=True, text=True, check=True)
-    return (done.stderr or done.stdout).strip().splitlines()[0]
+    return (done.stderr or done.stdout).strip().splitlines()[0].removeprefix("version: ")
 
 
 class LlamaBench:

@@ -71,19 +71,21 @@ WORDS = {
     "en": {
         "memory": "peak memory of the server under that load, MiB",
         "start": "server start until it answers, s",
+        "slots": ", {} server slots, its best here",
         "note": (
             "Medians of {reps}, alternating, on {cores} cores of {cpu}, {threads} threads each, {model}, greedy; other processes took "
-            "at most {other:.1%} of the CPU. llama.cpp is {llama} (from llama-cpp-python {sdist}, native build; {slots} slots, its best "
-            "here); Octavo is {octavo}. `make bench-peers` measures it again."
+            "at most {other:.1%} of the CPU. llama.cpp is {llama} (from llama-cpp-python {sdist}, native build{slots}); "
+            "Octavo is {octavo}. `make bench-peers` measures it again."
         ),
     },
     "zh": {
         "memory": "该负载下服务器的峰值内存，MiB",
         "start": "服务器从启动到可用，秒",
+        "slots": "，服务器 {} 个槽位，为此处最佳",
         "note": (
             "{reps} 次交替测量的中位数；{cpu}，{cores} 核，各用 {threads} 个线程；模型 {model}，贪心解码；"
             "其他进程占用 CPU 不超过 {other:.1%}。"
-            "llama.cpp 为 {llama}（取自 llama-cpp-python {sdist}，本机原生编译；{slots} 个槽位，为此处最佳）；Octavo 为 {octavo}。"
+            "llama.cpp 为 {llama}（取自 llama-cpp-python {sdist}，本机原生编译{slots}）；Octavo 为 {octavo}。"
             "用 `make bench-peers` 可重新测量。"
         ),
     },
@@ -123,7 +125,7 @@ def markdown(report: Report, language: str = "en") -> str:
         other=max((r.other_cpu for r in report.results), default=0.0),
         llama=about["versions"]["llama.cpp"],
         sdist=about["versions"]["llama-cpp-python"],
-        slots=about["settings"].get("llama_parallel", "–"),
+        slots=words["slots"].format(about["settings"]["llama_parallel"]) if "llama_parallel" in about["settings"] else "",
         octavo=about["versions"]["octavo"],
     )
     return "\n".join([*rows, "", note])

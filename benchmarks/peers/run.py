@@ -12,6 +12,7 @@ the report says how disturbed they were.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def race(name: str, engines: dict[str, tuple[Measure, tuple[int, ...]]], reps: i
                 figures = measured(measure, pids, rep)
                 kept = good if figures["other_cpu"] <= machine.MAX_OTHER_CPU else bad
                 kept[engine].append(figures)
-                mark = "" if kept is good else "  (disturbed, again)"
+                mark = "" if kept is good else "  (disturbed)"
                 say(f"  {name:8} {engine:10} {figures['tok_s']:9.1f} tok/s   others {figures['other_cpu']:.1%}{mark}")
     for engine in engines:
         bad[engine].sort(key=lambda run: run["other_cpu"])
@@ -91,6 +92,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     from octavo.config import DEFAULT_MODEL
     from octavo.weights import resolve
 
