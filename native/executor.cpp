@@ -37,7 +37,7 @@ int Executor::add_matrix(SourceType source, WeightFormat format, const std::uint
   Matrix matrix{{format, n, k, nullptr}, MappedMemory(packed_bytes(format, n, k))};
   matrix.packed.data = matrix.memory.data();
   const std::int64_t panels = num_panels(matrix.packed);
-  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&](std::int64_t i) {
+  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&](std::int64_t i, int) {
     const std::int64_t end = std::min(panels, (i + 1) * kPackPanels);
     pack(source, format, data, n, k, i * kPackPanels, end, matrix.memory.data());
   });
@@ -56,7 +56,7 @@ int Executor::add_rope_table(std::span<const double> inv_freq, double attention_
   const auto half = static_cast<std::int64_t>(inv_freq.size());
   auto rope = std::make_unique<Rope>();
   rope->rows.resize(static_cast<std::size_t>(options_.max_model_len * 2 * half));
-  pool_->for_each(options_.max_model_len, [&](std::int64_t position) {
+  pool_->for_each(options_.max_model_len, [&](std::int64_t position, int) {
     float* row = rope->rows.data() + position * 2 * half;
     for (std::int64_t i = 0; i < half; ++i) {
       const double angle = static_cast<double>(position) * inv_freq[static_cast<std::size_t>(i)];
@@ -76,7 +76,6 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
   vocab_size_ = vocab_size;
   arena_ = MappedMemory(static_cast<std::size_t>(arena_bytes));
   cuts_.resize(instructions_.size());
-  counters_ = std::make_unique<Counter[]>(instructions_.size());
 
   std::int64_t floats = choice_scratch_floats(logits.width);
   for (const Instruction& instruction : instructions_) {
@@ -104,7 +103,7 @@ void Executor::allocate_kv(std::int64_t num_blocks, bool fill_nan) {
   kv_ = MappedMemory(static_cast<std::size_t>(num_blocks * block_bytes()));
   num_blocks_ = num_blocks;
   if (!fill_nan) return;
-  pool_->for_each(num_blocks, [&](std::int64_t i) {
+  pool_->for_each(num_blocks, [&](std::int64_t i, int) {
     std::uint8_t* bytes = kv_.data() + i * block_bytes();
     if (options_.kv_type == KvType::F16) {
       std::fill_n(reinterpret_cast<std::uint16_t*>(bytes), block_bytes() / 2, std::uint16_t{0x7e00});
@@ -139,55 +138,34 @@ const float* Executor::run(const Step& step) {
   const auto* logits = reinterpret_cast<const float*>(arena_.data() + logits_.offset);
   if (step.num_tokens() == 0) return logits;
   step_ = &step;
-  error_ = nullptr;
   for (auto& [group, plan] : plans_) plan->prepare(step, group);
   for (std::size_t i = 0; i < instructions_.size(); ++i) {
     cuts_[i] = std::visit([&](const auto& op) { return cut(op); }, instructions_[i]);
-    counters_[i].next.store(0, std::memory_order_relaxed);
   }
   started_s_ = profiling_ ? now_s() : 0;
-  pool_->run([&](int thread_id) { run_instructions(thread_id); });
-  step_ = nullptr;
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  StepJob job(*this);
+  pool_->run(job, instructions_.size());
+  if (profiling_) count_time(instructions_.size() - 1);
   return logits;
 }
 
-void Executor::run_instructions(int thread_id) {
-  const std::size_t count = instructions_.size();
-  for (std::size_t i = 0; i < count;) {
-    std::size_t next = i + 1;
-    while (next < count && cuts_[next].serial) ++next;
-    work(i, thread_id);
-    pool_->barrier([&] {
-      if (profiling_) seconds_[kind(instructions_[i])] += now_s() - started_s_;
-      for (std::size_t j = i + 1; j < next; ++j) {
-        const double begin = profiling_ ? now_s() : 0;
-        work(j, thread_id);
-        if (profiling_) seconds_[kind(instructions_[j])] += now_s() - begin;
-      }
-      if (profiling_) started_s_ = now_s();
-    });
-    i = next;
-  }
+std::int64_t Executor::start_instruction(std::size_t index, int thread_id) {
+  if (profiling_ && index > 0) count_time(index - 1);
+  const Cut& cut = cuts_[index];
+  if (!cut.serial) return cut.units;
+  for (std::int64_t unit = 0; unit < cut.units; ++unit) run_instruction(index, unit, thread_id);
+  return 0;
 }
 
-// Takes units of one instruction until none is left. A failure is kept for the caller of run(); everybody still meets
-// at the barriers.
-void Executor::work(std::size_t index, int thread_id) noexcept {
-  const Cut& cut = cuts_[index];
-  std::atomic<std::int64_t>& next = counters_[index].next;
-  try {
-    std::visit(
-        [&](const auto& op) {
-          for (std::int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) < cut.units;) {
-            run_unit(op, cut, unit, scratch(thread_id));
-          }
-        },
-        instructions_[index]);
-  } catch (...) {
-    const std::lock_guard lock(error_mutex_);
-    if (!error_) error_ = std::current_exception();
-  }
+void Executor::run_instruction(std::size_t index, std::int64_t unit, int thread_id) {
+  std::visit([&](const auto& op) { run_unit(op, cuts_[index], unit, scratch(thread_id)); }, instructions_[index]);
+}
+
+// Instructions follow one another without a gap: the time since the last one ended belongs to the one that ends now.
+void Executor::count_time(std::size_t index) {
+  const double now = now_s();
+  seconds_[kind(instructions_[index])] += now - started_s_;
+  started_s_ = now;
 }
 
 void Executor::choose(const ChoiceRequest& request, const ChoiceResult& result) {
@@ -197,7 +175,7 @@ void Executor::choose(const ChoiceRequest& request, const ChoiceResult& result) 
     scratch_ = MappedMemory(static_cast<std::size_t>(floats * pool_->size()) * sizeof(float));
     scratch_floats_ = floats;
   }
-  pool_->for_each_on_thread(request.num_choices(), [&](std::int64_t r, int thread_id) {
+  pool_->for_each(request.num_choices(), [&](std::int64_t r, int thread_id) {
     choose_one(request, r, *isa_.elementwise, scratch(thread_id), result);
   });
 }

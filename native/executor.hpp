@@ -1,10 +1,7 @@
 // A compiled program: packed weights, instructions, KV storage and scratch memory; runs one step in one call.
 #pragma once
-#include <atomic>
 #include <cstdint>
-#include <exception>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -72,9 +69,6 @@ class Executor {
     std::vector<float> rows;
     RopeTable table;
   };
-  struct alignas(64) Counter {
-    std::atomic<std::int64_t> next{0};
-  };
 
   std::int64_t head_bytes() const { return 2 * kBlockSize * options_.head_dim * kv_element_bytes(options_.kv_type); }
   std::int64_t layer_bytes() const { return head_bytes() * options_.num_kv_heads; }
@@ -90,7 +84,7 @@ class Executor {
     std::int64_t units = 0;
     std::int64_t rows_per_unit = 1;
     std::int64_t panels_per_unit = 1;
-    bool serial = false;  // so little work that the last thread at the barrier does it
+    bool serial = false;  // so little work that sharing it out would cost more
   };
   Cut cut_rows(std::int64_t rows, std::int64_t floats_per_row) const;
   Cut cut(const EmbeddingOp& op) const;
@@ -115,8 +109,16 @@ class Executor {
   void run_unit(const AddOp& op, const Cut& cut, std::int64_t unit, float* scratch);
   void run_unit(const SelectRowsOp& op, const Cut& cut, std::int64_t unit, float* scratch);
 
-  void run_instructions(int thread_id);
-  void work(std::size_t index, int thread_id) noexcept;
+  // An instruction is a phase: small ones are done right away by who starts them, others cut into units.
+  struct StepJob final : ThreadPool::Job {
+    Executor& executor;
+    explicit StepJob(Executor& e) : executor(e) {}
+    std::int64_t start(std::size_t phase, int thread_id) override { return executor.start_instruction(phase, thread_id); }
+    void run(std::size_t phase, std::int64_t unit, int thread_id) override { executor.run_instruction(phase, unit, thread_id); }
+  };
+  std::int64_t start_instruction(std::size_t index, int thread_id);
+  void run_instruction(std::size_t index, std::int64_t unit, int thread_id);
+  void count_time(std::size_t index);
   void quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out);
   AttentionPlan& plan(std::int64_t num_heads) const;
 
@@ -138,10 +140,7 @@ class Executor {
   // The step that is running.
   const Step* step_ = nullptr;
   std::vector<Cut> cuts_;
-  std::unique_ptr<Counter[]> counters_;
   std::vector<std::pair<std::int64_t, std::unique_ptr<AttentionPlan>>> plans_;  // by query heads per KV head
-  std::mutex error_mutex_;
-  std::exception_ptr error_;
   bool profiling_ = false;
   double started_s_ = 0;  // when the instruction that is running began
   std::vector<double> seconds_;

@@ -1,23 +1,32 @@
-// One pool of threads for everything: SPMD sections, a barrier with a serial tail, and work shared out by atomic
-// counters. Threads spin briefly for the next piece of work and then sleep in the kernel, because a server and a
-// tokeniser share the same cores: nobody ever waits actively on a thread that has been preempted.
+// One pool of threads for everything. A job is a row of phases, a phase a number of units that any thread may take.
+//
+// Nobody waits for *threads*: a phase is over when its units are done, whoever did them, and who finishes the last one
+// starts the next phase at once. So a thread that the system has put aside (a server and a tokeniser share the same
+// cores) holds the others up only if it holds a unit; a barrier would wait for it at every phase. Threads that find
+// nothing to take spin briefly and then sleep in the kernel.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <mutex>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
 namespace octavo {
 
-// Spins for at most `nanoseconds` while `word` holds `value`, then sleeps until it changes.
-void wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t value, std::int64_t nanoseconds);
-
 class ThreadPool {
  public:
+  class Job {
+   public:
+    // Called by one thread when all earlier phases are over. Returns the number of units to be shared out; 0 if there is
+    // nothing (left) to do. What it does itself is seen by all units.
+    virtual std::int64_t start(std::size_t phase, int thread_id) = 0;
+    virtual void run(std::size_t phase, std::int64_t unit, int thread_id) = 0;
+
+   protected:
+    ~Job() = default;
+  };
+
   // Starts num_threads - 1 threads; the caller of run() is thread 0. Throws std::system_error.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
@@ -26,63 +35,53 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(threads_.size()) + 1; }
 
-  // Calls f(thread_id) once on every thread and returns when all have returned. The first exception that any of them
-  // threw is thrown here. f must not call barrier() after a throw of its own: it catches what may fail between barriers.
-  template <class F>
-  void run(F&& f) {
-    using Callable = std::remove_reference_t<F>;
-    run_job([](void* context, int thread_id) { (*static_cast<Callable*>(context))(thread_id); },
-            const_cast<void*>(static_cast<const void*>(&f)));
-  }
+  // Runs a job and returns when its last phase is over. The first exception that it threw is thrown here; no phase
+  // is started after it. One thread at a time may call this.
+  void run(Job& job, std::size_t num_phases);
 
-  // Inside run(), on every thread: waits for all of them. The last one to arrive runs `serial` before anybody goes on.
-  template <class F>
-  void barrier(F&& serial) {
-    const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
-      serial();
-      arrived_.store(0, std::memory_order_relaxed);
-      generation_.store(generation + 1, std::memory_order_release);
-      generation_.notify_all();
-    } else {
-      wait_while(generation_, generation, kBarrierSpinNs);
-    }
-  }
-
-  // Calls f(i) for i = 0 … count-1, each once, in any order, on all threads.
+  // Calls f(i, thread_id) for i = 0 … count-1, each once, in any order, on all threads.
   template <class F>
   void for_each(std::int64_t count, F&& f) {
-    for_each_on_thread(count, [&](std::int64_t i, int) { f(i); });
-  }
-
-  // The same, calling f(i, thread_id).
-  template <class F>
-  void for_each_on_thread(std::int64_t count, F&& f) {
-    std::atomic<std::int64_t> next{0};
-    run([&](int thread_id) {
-      for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) f(i, thread_id);
-    });
+    struct Loop final : Job {
+      std::int64_t count;
+      F& f;
+      Loop(std::int64_t n, F& function) : count(n), f(function) {}
+      std::int64_t start(std::size_t, int) override { return count; }
+      void run(std::size_t, std::int64_t unit, int thread_id) override { f(unit, thread_id); }
+    } loop(count, f);
+    run(loop, 1);
   }
 
  private:
-  using Job = void (*)(void* context, int thread_id);
-  static constexpr std::int64_t kIdleSpinNs = 50'000;
-  static constexpr std::int64_t kBarrierSpinNs = 30'000;
+  // What there is to take: the phase's number since the pool began, and how many of its units are left.
+  struct Ticket {
+    std::uint32_t sequence, left;
+  };
+  static_assert(std::atomic<Ticket>::is_always_lock_free);
+  static constexpr std::int64_t kSpinNs = 50'000;
 
-  void run_job(Job job, void* context);
-  void call(int thread_id) noexcept;
+  Ticket take_all(Ticket ticket, int thread_id);
+  void begin_phase(std::size_t phase, std::uint32_t sequence, int thread_id);
+  void keep_error() noexcept;
   void work(int thread_id);
+  void stop();
 
   std::vector<std::thread> threads_;
-  Job job_ = nullptr;
-  void* context_ = nullptr;
+  std::atomic<bool> stop_{false};
   std::mutex error_mutex_;
   std::exception_ptr error_;
-  bool stop_ = false;
-  alignas(64) std::atomic<std::uint32_t> epoch_{0};    // counts jobs; workers wait for it to change
-  alignas(64) std::atomic<std::uint32_t> running_{0};  // workers still in the current job
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  std::atomic<bool> failed_{false};
+
+  // The phase that is running. Who holds one of its units may read these: they change only when all units are done.
+  Job* job_ = nullptr;
+  std::size_t num_phases_ = 0;
+  std::size_t phase_ = 0;
+  std::uint32_t units_ = 0;
+  std::atomic<std::uint32_t> over_{0};  // the sequence at which the job is over
+
+  alignas(64) std::atomic<Ticket> ticket_{Ticket{0, 0}};
+  alignas(64) std::atomic<std::uint32_t> unfinished_{0};
+  alignas(64) std::atomic<std::uint32_t> signal_{0};  // counts phases like the ticket does, to sleep on
 };
 
 }  // namespace octavo

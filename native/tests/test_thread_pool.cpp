@@ -1,6 +1,9 @@
-// The thread pool: every thread takes part once, barriers hold, exceptions arrive, nobody is lost asleep.
+// The thread pool: phases in order, units once, exceptions to the caller, nobody lost asleep.
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -18,52 +21,92 @@ void check(bool condition, const char* what, int threads) {
   if (!condition && ++failures <= 20) std::printf("failed with %d threads: %s\n", threads, what);
 }
 
-void everybody_runs_once(ThreadPool& pool) {
-  std::vector<std::atomic<int>> calls(static_cast<std::size_t>(pool.size()));
-  for (int i = 0; i < 200; ++i) {
-    pool.run([&](int id) { calls[static_cast<std::size_t>(id)].fetch_add(1); });
-    if (i % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // long enough to fall asleep
+// Phases of random sizes, some empty; every unit sees all units of the phase before, and runs once.
+struct Phases final : ThreadPool::Job {
+  std::vector<std::vector<std::atomic<int>>> done;
+  std::atomic<int> wrong{0};
+  std::size_t started = 0;  // by one thread at a time, so not atomic
+  int pause_every;
+
+  Phases(std::size_t count, int pause) : pause_every(pause) {
+    std::mt19937 random(static_cast<unsigned>(count));
+    for (std::size_t i = 0; i < count; ++i) done.emplace_back(random() % 5 == 0 ? 0 : random() % 40);
   }
-  for (const auto& count : calls) check(count == 200, "each thread runs each job once", pool.size());
+  std::int64_t start(std::size_t phase, int) override {
+    if (phase != started++) wrong.fetch_add(1);
+    check_done(phase);
+    return static_cast<std::int64_t>(done[phase].size());
+  }
+  void run(std::size_t phase, std::int64_t unit, int) override {
+    check_done(phase);
+    done[phase][static_cast<std::size_t>(unit)].fetch_add(1, std::memory_order_relaxed);
+    if (pause_every != 0 && unit % pause_every == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  void check_done(std::size_t phase) {
+    if (phase == 0) return;
+    for (const auto& count : done[phase - 1]) wrong.fetch_add(count.load(std::memory_order_relaxed) == 1 ? 0 : 1);
+  }
+};
+
+void phases_follow_one_another(ThreadPool& pool) {
+  for (const int pause : {0, 0, 0, 7}) {
+    Phases job(pause == 0 ? 300 : 40, pause);
+    pool.run(job, job.done.size());
+    job.check_done(job.done.size());
+    check(job.wrong == 0, "a phase starts when all units of the one before are done", pool.size());
+    check(job.started == job.done.size(), "all phases are started", pool.size());
+  }
 }
 
-void barriers_hold(ThreadPool& pool) {
-  constexpr int kPhases = 500;
-  std::vector<std::vector<int>> written(kPhases, std::vector<int>(static_cast<std::size_t>(pool.size())));
-  std::atomic<int> wrong{0};
-  int serial = 0;
-  pool.run([&](int id) {
-    for (int phase = 0; phase < kPhases; ++phase) {
-      written[static_cast<std::size_t>(phase)][static_cast<std::size_t>(id)] = 1;
-      pool.barrier([&] { serial += 1; });
-      if (serial != phase + 1) wrong.fetch_add(1);
-      for (const int w : written[static_cast<std::size_t>(phase)]) wrong.fetch_add(w == 1 ? 0 : 1);
-      pool.barrier([] {});
-    }
-  });
-  check(wrong == 0, "what was written before a barrier is seen after it", pool.size());
+void many_small_jobs(ThreadPool& pool) {
+  for (int i = 0; i < 3000; ++i) {
+    std::vector<std::atomic<int>> done(static_cast<std::size_t>(i % 9));
+    pool.for_each(i % 9, [&](std::int64_t unit, int id) {
+      done[static_cast<std::size_t>(unit)].fetch_add(1);
+      check(id >= 0 && id < pool.size(), "thread ids", pool.size());
+    });
+    for (const auto& count : done) check(count == 1, "each unit is done once", pool.size());
+    if (i % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // long enough to fall asleep
+  }
 }
+
+void several_threads_take_part(ThreadPool& pool) {
+  std::vector<std::atomic<int>> calls(static_cast<std::size_t>(pool.size()));
+  pool.for_each(50 * pool.size(), [&](std::int64_t, int id) {
+    calls[static_cast<std::size_t>(id)].fetch_add(1);
+    std::this_thread::sleep_for(std::chrono::microseconds(300));
+  });
+  for (const auto& count : calls) check(count > 0, "each thread takes part in a long phase", pool.size());
+}
+
+struct Failing final : ThreadPool::Job {
+  std::size_t fails_in;
+  std::int64_t fails_at;  // -1: in start
+  std::size_t last = 0;
+  Failing(std::size_t phase, std::int64_t unit) : fails_in(phase), fails_at(unit) {}
+  std::int64_t start(std::size_t phase, int) override {
+    last = phase;
+    if (phase == fails_in && fails_at < 0) throw std::runtime_error("start " + std::to_string(phase));
+    return 20;
+  }
+  void run(std::size_t phase, std::int64_t unit, int) override {
+    if (phase == fails_in && unit == fails_at) throw std::runtime_error("unit " + std::to_string(unit));
+  }
+};
 
 void exceptions_arrive(ThreadPool& pool) {
-  for (int thrower = 0; thrower < pool.size(); ++thrower) {
+  for (const std::int64_t unit : {-1, 0, 10, 19}) {
+    Failing job(3, unit);
     std::string message;
     try {
-      pool.run([&](int id) {
-        if (id == thrower) throw std::runtime_error("thread " + std::to_string(id));
-      });
+      pool.run(job, 6);
     } catch (const std::runtime_error& error) {
       message = error.what();
     }
-    check(message == "thread " + std::to_string(thrower), "an exception reaches the caller", pool.size());
+    check(message == (unit < 0 ? "start 3" : "unit " + std::to_string(unit)), "an exception reaches the caller", pool.size());
+    check(job.last == 3, "no phase is started after a failure", pool.size());
   }
-  everybody_runs_once(pool);
-}
-
-void everything_is_shared_out(ThreadPool& pool) {
-  std::vector<std::atomic<int>> done(1000);
-  pool.for_each(1000, [&](std::int64_t i) { done[static_cast<std::size_t>(i)].fetch_add(1); });
-  for (const auto& count : done) check(count == 1, "each item is done once", pool.size());
-  pool.for_each(0, [&](std::int64_t) { check(false, "no item, no call", pool.size()); });
+  many_small_jobs(pool);
 }
 
 }  // namespace
@@ -72,10 +115,10 @@ int main() {
   for (const int threads : {1, 2, 3, 8}) {
     ThreadPool pool(threads);
     check(pool.size() == threads, "size", threads);
-    everybody_runs_once(pool);
-    barriers_hold(pool);
+    phases_follow_one_another(pool);
+    many_small_jobs(pool);
+    several_threads_take_part(pool);
     exceptions_arrive(pool);
-    everything_is_shared_out(pool);
   }
   if (failures == 0) std::printf("ok\n");
   return failures == 0 ? 0 : 1;
