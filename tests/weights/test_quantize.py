@@ -136,6 +136,19 @@ def test_tensors(kind: TensorType, target: TensorType, shape: tuple[int, ...]) -
     np.testing.assert_array_equal(data.reshape(groups.shape), groups)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in TensorType if kind.block_length == 256])
+def test_types_in_larger_blocks(kind: TensorType) -> None:
+    """From K-quants, several runs of them, to 8 bits: as from the floats that they stand for."""
+    rng = np.random.default_rng(3)
+    data = rng.integers(0, 256, (3, 120, kind.block_bytes), np.uint8)
+    halves = {TensorType.Q2_K: (80, 82), TensorType.Q3_K: (108,), TensorType.Q6_K: (208,), TensorType.IQ4_XS: (0,)}.get(kind, (0, 2))
+    for at in halves:
+        data[:, :, at : at + 2] = rng.uniform(0.001, 0.01, (3, 120, 1)).astype("<f2").view(np.uint8)
+    tensor = Tensor("t", kind, (3, 120 * 256), data.reshape(3, -1))
+    expected = quantize_tensor(float_tensor(dequantize(tensor), TensorType.F32), TensorType.Q8_0)
+    np.testing.assert_array_equal(quantize_tensor(tensor, TensorType.Q8_0), expected)
+
+
 @pytest.mark.parametrize("target", [TensorType.Q8_0, TensorType.Q4_1])
 @pytest.mark.parametrize(
     ("value", "message"), [(np.nan, "a NaN or an infinity"), (-np.inf, "a NaN or an infinity"), (1e7, "beyond"), (-3e38, "beyond")]

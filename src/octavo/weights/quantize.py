@@ -1,4 +1,4 @@
-"""Quantising floating-point tensors to the bytes of GGUF's Q8_0 and Q4_1: groups of 32 with a scale, in 4 bits with a minimum too.
+"""Quantising tensors to the bytes of GGUF's Q8_0 and Q4_1: groups of 32 with a scale, in 4 bits with a minimum too.
 
 *8 bits*: round to nearest with scale = max|x| / 127. *4 bits*: scale and minimum are searched for. Starting from several
 divisions of [min, max], each group is rounded, the scale and minimum that fit these integers best are solved for (weighted least
@@ -12,7 +12,7 @@ memory-mapped source) next to nothing is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,38 +33,37 @@ These four take the weighted error of normal and of Laplace distributed weights 
 thirty-one from 13 to 19 would reach 0.85 and 0.86.
 """
 
-_RUN_GROUPS = 2048
+_RUN_GROUPS = 2048  # a multiple of the groups in any block
 _LARGEST_HALF = np.float32(65504)
 
 
 def quantize_tensor(tensor: Tensor, kind: TensorType) -> UInt8Array:
-    """The elements of an F32, F16 or BF16 tensor as ``kind``, Q8_0 or Q4_1: uint8 (rows, bytes per row).
+    """The elements of a tensor of any type as ``kind``, Q8_0 or Q4_1: uint8 (rows, bytes per row).
 
     Rows must be whole groups of 32. Raises ``ValueError`` that names the tensor for a NaN, an infinity or a magnitude that
     the halves of the format cannot scale.
     """
     quantize = _QUANTIZERS.get(kind)
-    if quantize is None or not tensor.type.is_float or tensor.shape[-1] % GROUP:
+    if quantize is None or not tensor.shape or tensor.shape[-1] % GROUP:
         raise ValueError(f"tensor {tensor.name!r} of type {tensor.type.name} and shape {tensor.shape} cannot be quantised to {kind.name}")
-    source = np.ascontiguousarray(tensor.data).reshape(-1, GROUP * tensor.type.block_bytes)  # (groups, bytes)
-    out = np.empty((len(source), kind.block_bytes), np.uint8)
+    data = tensor.data
+    source = np.ascontiguousarray(data).reshape(-1, tensor.type.block_bytes)
+    num_groups = len(source) * tensor.type.block_length // GROUP
+    out = np.empty((num_groups, kind.block_bytes), np.uint8)
 
-    def run(groups: slice) -> None:
-        values = dequantize_blocks(source[groups].reshape(-1, tensor.type.block_bytes), tensor.type).reshape(-1, GROUP)
+    def run(start: int) -> None:
+        stop = min(start + _RUN_GROUPS, num_groups)
+        first, last = (group * GROUP // tensor.type.block_length for group in (start, stop))
+        values = dequantize_blocks(source[first:last], tensor.type).reshape(-1, GROUP)
         try:
-            quantize(values, out[groups])
+            quantize(values, out[start:stop])
         except FloatingPointError as error:
             raise ValueError(f"tensor {tensor.name!r} cannot be quantised: {error}") from None
 
-    runs = _runs(len(source))
-    with ThreadPoolExecutor(min(available_cores(), max(1, len(source) // _RUN_GROUPS))) as pool:
-        for _ in pool.map(run, runs):
+    with ThreadPoolExecutor(min(available_cores(), max(1, num_groups // _RUN_GROUPS))) as pool:
+        for _ in pool.map(run, range(0, num_groups, _RUN_GROUPS)):
             pass
-    return out.reshape(tensor.data.shape[0], -1)
-
-
-def _runs(num_groups: int) -> Iterator[slice]:
-    return (slice(start, min(start + _RUN_GROUPS, num_groups)) for start in range(0, num_groups, _RUN_GROUPS))
+    return out.reshape(len(data), -1)
 
 
 def quantize_q8_0(values: Float32Array, out: UInt8Array) -> None:
