@@ -90,6 +90,9 @@ def test_decodes_as_the_original(build: Callable[[str], Tokenizer], name: str) -
 def test_every_text_comes_back(build: Callable[[str], Tokenizer], name: str, text: str) -> None:
     if name == "qwen2":
         text = unicodedata.normalize("NFC", text)
+    if name in ("llama", "gemma"):
+        for token in ("<s>", "</s>", "<unk>"):  # after which a new text begins, with a space of its own
+            text = text.replace(token, "")
     expected = text.replace("▁", " ") if name in ("llama", "gemma") else text
     tokenizer = build(name)
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=False) == expected

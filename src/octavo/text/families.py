@@ -59,7 +59,10 @@ def merges_by_score(vocabulary: Mapping[str, int], scores: Sequence[float]) -> l
 
 def unigram(tokens: Sequence[str], scores: Sequence[float], unknown: int, *, byte_fallback: bool) -> tokenizers.Tokenizer:
     """SentencePiece's unigram model: the most probable way to cut a text, ``scores`` being log-probabilities."""
-    return tokenizers.Tokenizer(models.Unigram(list(zip(tokens, scores, strict=True)), unknown, byte_fallback))
+    library = tokenizers.Tokenizer(models.Unigram(list(zip(tokens, scores, strict=True)), unknown, byte_fallback))
+    if byte_fallback:  # the library would take "<0x41>" in a text for the byte token of that name
+        library.pre_tokenizer = pre_tokenizers.Split(Regex("<(?=0x[0-9A-F]{2}>)"), "merged_with_previous")
+    return library
 
 
 def wordpiece(vocabulary: Mapping[str, int], unknown: str, *, lowercase: bool, strip_accents: bool) -> tokenizers.Tokenizer:

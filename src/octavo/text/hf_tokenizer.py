@@ -1,4 +1,4 @@
-"""Tokenizers out of Hugging Face directories: ``tokenizer.json`` and the files beside it that name special tokens.
+"""Tokenizers out of Hugging Face directories: ``tokenizer.json`` (else ``tokenizer.model``) and what beside it names special tokens.
 
 ``tokenizer.json`` decides how text is cut; padding and truncation that were saved with it are turned off. How tokens become
 text again is read from its decoder, so that it can be done token by token. What ends a generation is in
@@ -12,13 +12,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from octavo.text.charsmap import check_charsmap
+from octavo.text.gguf_tokenizer import parts_from_metadata
 from octavo.text.parts import TokenizerParts, end_of_generation
+from octavo.text.sentencepiece_model import add_tokens, metadata_from_model
 from octavo.text.spelling import Replacement, Spelling, byte_level, metaspace, sentencepiece, spaced_words, wordpiece
 
 _MAX_JSON_BYTES = 256 << 20
@@ -33,14 +36,63 @@ def parts_from_directory(directory: str | os.PathLike[str]) -> TokenizerParts:
     """Raises ``ValueError`` with the file's name and what is wrong."""
     root = Path(directory)
     path = root / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{root}: there is no tokenizer.json; save the tokenizer with transformers' save_pretrained to get one")
+    if path.is_file():
+        return _parts_from_json(root, path)
+    for name in ("tokenizer.model", "spiece.model"):
+        if (root / name).is_file():
+            return _parts_from_sentencepiece(root, root / name)
+    raise ValueError(f"{root}: there is no tokenizer.json or tokenizer.model; transformers' save_pretrained writes one")
+
+
+def _parts_from_json(root: Path, path: Path) -> TokenizerParts:
     library = _load(path)
     try:
         _check_charsmaps(_description(library.normalizer))
         return _parts(root, library)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _parts_from_sentencepiece(root: Path, path: Path) -> TokenizerParts:
+    """A SentencePiece model, with the tokens that ``tokenizer_config.json`` adds to it."""
+    config = read_json(root / "tokenizer_config.json")
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes are too many; at most {_MAX_JSON_BYTES} are accepted")
+        metadata = metadata_from_model(path.read_bytes())
+        for name in ("add_bos_token", "add_eos_token"):
+            if isinstance(config.get(name), bool):
+                metadata[f"tokenizer.ggml.{name}"] = config[name]
+        add_tokens(metadata, _added_tokens(root, config))
+        parts = parts_from_metadata(metadata)
+        vocabulary = {token: index for index, token in enumerate(parts.tokens)}
+        names = _Names(root, config, vocabulary, len(parts.tokens))
+        ends = parts.eos_token_ids | names.ends
+        return replace(
+            parts,
+            eos_token_ids=ends,
+            special_ids=parts.special_ids | ends,
+            bos_token_id=names.token_id("bos", parts.bos_token_id),
+            eos_token_id=names.token_id("eos", parts.eos_token_id),
+            pad_token_id=names.token_id("pad", parts.pad_token_id),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _added_tokens(root: Path, config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
+    """Id -> (text, whether it is special), from ``added_tokens_decoder``, else from ``added_tokens.json``."""
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        entries = [(key, token_text(value), bool(isinstance(value, dict) and value.get("special"))) for key, value in decoder.items()]
+    else:
+        entries = [(index, token, True) for token, index in read_json(root / "added_tokens.json").items()]
+    added = {}
+    for key, text, special in entries:
+        if text is None or not str(key).isdecimal():
+            raise ValueError(f"added_tokens_decoder holds {key!r}: a token's id and its text are needed")
+        added[int(key)] = (text, special)
+    return added
 
 
 def _load(path: Path) -> tokenizers.Tokenizer:
@@ -83,32 +135,13 @@ def _parts(root: Path, library: tokenizers.Tokenizer) -> TokenizerParts:
         raise ValueError("the vocabulary is empty")
     added = library.get_added_tokens_decoder()
     config = read_json(root / "tokenizer_config.json")
-    named = read_json(root / "special_tokens_map.json")
-    model = read_json(root / "config.json")
-    generation = read_json(root / "generation_config.json")
-    tokens = [""] * _num_tokens(vocabulary, model)
+    tokens = [""] * _num_tokens(vocabulary, read_json(root / "config.json"))
     for token, index in vocabulary.items():
         tokens[index] = token
-
-    def named_id(name: str) -> int | None:
-        token = token_text(config.get(f"{name}_token", named.get(f"{name}_token")))
-        if token in vocabulary:
-            return vocabulary[token]
-        for source in (generation, model):
-            ids = _ids(source.get(f"{name}_token_id"), f"{name}_token_id", len(tokens))
-            if ids:
-                return ids[0]
-        return None
-
-    bos, eos = named_id("bos"), named_id("eos")
+    names = _Names(root, config, vocabulary, len(tokens))
+    bos, eos = names.token_id("bos"), names.token_id("eos")
     special = {index for index, token in added.items() if token.special}
-    ends = end_of_generation(vocabulary, vocabulary.values() - added.keys())
-    ends |= {
-        *_ids(generation.get("eos_token_id"), "eos_token_id", len(tokens)),
-        *_ids(model.get("eos_token_id"), "eos_token_id", len(tokens)),
-    }
-    if eos is not None:
-        ends.add(eos)
+    ends = end_of_generation(vocabulary, vocabulary.values() - added.keys()) | names.ends
     prefix, suffix = _around(library, config, bos, eos)
     return TokenizerParts(
         library=library,
@@ -118,10 +151,40 @@ def _parts(root: Path, library: tokenizers.Tokenizer) -> TokenizerParts:
         eos_token_ids=frozenset(ends),
         bos_token_id=bos,
         eos_token_id=eos,
-        pad_token_id=named_id("pad"),
+        pad_token_id=names.token_id("pad"),
         prefix_ids=prefix,
         suffix_ids=suffix,
     )
+
+
+class _Names:
+    """Special tokens by their role, as the files beside the tokenizer have it. ``ends``: all that end a generation."""
+
+    def __init__(self, root: Path, config: Mapping[str, Any], vocabulary: Mapping[str, int], num_tokens: int) -> None:
+        self._sources = [read_json(root / "generation_config.json"), read_json(root / "config.json")]
+        self._texts = read_json(root / "special_tokens_map.json") | dict(config)
+        self._vocabulary = vocabulary
+        self._num_tokens = num_tokens
+        self.ends = {index for source in self._sources for index in self._ids(source, "eos_token_id")}
+        eos = self.token_id("eos")
+        if eos is not None:
+            self.ends.add(eos)
+
+    def token_id(self, role: str, default: int | None = None) -> int | None:
+        text = token_text(self._texts.get(f"{role}_token"))
+        if text is not None and text in self._vocabulary:
+            return self._vocabulary[text]
+        found = [index for source in self._sources for index in self._ids(source, f"{role}_token_id")]
+        return found[0] if found else default
+
+    def _ids(self, source: Mapping[str, Any], name: str) -> list[int]:
+        """``None``, an id, or a list of ids. An id beyond the vocabulary ends nothing and is left out."""
+        value = source.get(name)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        for item in values:
+            if isinstance(item, bool) or not isinstance(item, int):
+                raise ValueError(f"{name}={value!r} is invalid: it must be an id or a list of ids")
+        return [item for item in values if 0 <= item < self._num_tokens]
 
 
 def _num_tokens(vocabulary: Mapping[str, int], model: Mapping[str, Any]) -> int:
@@ -211,12 +274,3 @@ def token_text(value: Any) -> str | None:
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _ids(value: Any, name: str, vocab_size: int) -> list[int]:
-    """``None``, an id, or a list of ids. An id beyond the vocabulary ends nothing and is left out."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    for item in values:
-        if isinstance(item, bool) or not isinstance(item, int):
-            raise ValueError(f"{name}={value!r} is invalid: it must be an id or a list of ids")
-    return [item for item in values if 0 <= item < vocab_size]
