@@ -28,6 +28,8 @@ class PreTokenization:
     """A file that says nothing about ``add_bos_token`` wants it."""
     byte_level: bool = True
     """False: the vocabulary spells text as it is, with U+2581 for a space and ``<0xXX>`` for other bytes."""
+    cut_before: str = ""
+    """A last pattern, whose matches begin a piece rather than being one."""
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         steps: list[pre_tokenizers.PreTokenizer] = []
@@ -35,6 +37,8 @@ class PreTokenization:
         if last != _GPT2 or not self.byte_level:  # GPT-2's pattern is built into ``ByteLevel``
             patterns.append(last)
         steps += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+        if self.cut_before:
+            steps.append(pre_tokenizers.Split(Regex(self.cut_before), "merged_with_next"))
         if self.byte_level:
             steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last == _GPT2))
         return pre_tokenizers.Sequence(steps)
@@ -100,6 +104,12 @@ _EXAONE_MOE = rf"{_SUFFIX}|{_EXAONE_PHRASE}" + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/
 _JAIS2_BLANKS = "".join(rf"\s{{{count}}}(?!\S)|" for count in (512, 256, 128, 64, 32, 16, 8, 4)) + r"\s{1,2}(?!\S)|\s{1}"
 _JAIS2 = rf"{_SUFFIX}|{_WORD}|\p{{N}}{{1,3}}|{_MARKS}|\s*[\r\n]+|{_JAIS2_BLANKS}"
 
+# Groups of three digits, counted from the end of a number. The originals look ahead to the end from every digit, in time that grows
+# with the square of the number's length; here that happens at its beginning only, and groups follow one another from there.
+_GROUPS_BEFORE = r"(?<!\d)\d{1,2}(?=(?:\d{3})+(?!\d))\K\d{3}|\d{3}"  # (?=(\d{3})+(?!\d))
+_GROUPS_OF_WORDS = r"(?<!\d)(?:\d{1,2}(?=(?:\d{3})+\b)|\d{3}(?=(?:\d{3})*\b)|\d{1,2}\b)|\G(?<=\d)\d{3}"  # \d{1,3}(?=(?:\d{3})*\b)
+_GROUPS = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})+(?!\p{N}))|\p{N}{3}|\p{N}{1,2}"  # \p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))
+
 _LLAMA3 = PreTokenization((_cl100k(r"\p{N}{1,3}"),))
 _QWEN2 = PreTokenization((_cl100k(r"\p{N}"),))
 _ONE_DIGIT = PreTokenization((r"\p{N}", _GPT2))
@@ -137,17 +147,17 @@ _FAMILIES: tuple[tuple[str, PreTokenization], ...] = (
     ("youtu", PreTokenization((_YOUTU_ASIAN, _o200k(_SUFFIX + "?", r"\p{N}")), ignore_merges=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenization((_o200k(_SUFFIX + "?", r"\p{N}{1,3}"),))),
     ("granite-embed-multi-97m", PreTokenization((_o200k(_SUFFIX + "?", r"\p{N}{1,3}"),), ignore_merges=True)),
-    ("tiny_aya cohere2moe", PreTokenization((r"\d{1,3}(?=(?:\d{3})*\b)", _o200k(_SUFFIX + "?", r"\p{N}{1,3}")))),
+    ("tiny_aya cohere2moe", PreTokenization((_GROUPS_OF_WORDS, _o200k(_SUFFIX + "?", r"\p{N}{1,3}")))),
     ("tekken", PreTokenization((_o200k("", r"\p{N}"),), ignore_merges=True, adds_bos=True)),
     ("kimi-k2", PreTokenization((_KIMI_K2,))),
     ("poro-chat bloom gpt3-finnish", PreTokenization((_BLOOM,))),
     ("viking", PreTokenization((_BLOOM, r"\p{N}"))),
-    ("superbpe", PreTokenization((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
+    ("superbpe", PreTokenization((r"\p{N}+",), cut_before=_GROUPS_BEFORE)),
     ("bailingmoe bailingmoe2 llada-moe", PreTokenization((_BAILING,))),
     ("seed-coder", PreTokenization((rf"{_SUFFIX}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_BLANKS}",))),
     ("ufakzeka", PreTokenization((rf"{_WORD}|\p{{N}}|{_MARKS}|{_BLANKS}",))),
     ("laguna", PreTokenization((r"[^\n]+|[\n]+", _cl100k(r"\p{N}")))),
-    ("afmoe", PreTokenization((r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", f"[{_AFMOE_ASIAN}]+", _DEEPSEEK_WORDS))),
+    ("afmoe", PreTokenization((_GROUPS, f"[{_AFMOE_ASIAN}]+", _DEEPSEEK_WORDS))),
     ("exaone-moe", PreTokenization((_EXAONE_MOE,))),
     ("minicpm5", PreTokenization((r"\p{N}{1,3}", _cl100k(r"\p{N}+")), ignore_merges=True)),
     ("jais-2", PreTokenization((_JAIS2,))),
