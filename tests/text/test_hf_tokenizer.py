@@ -237,6 +237,12 @@ def test_decoders_that_cannot_stream(tmp_path: Path) -> None:
         load_hf_tokenizer(directory_with(tmp_path, library))
 
 
+def test_text_that_the_vocabulary_cannot_spell(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="text cannot be encoded: WordLevel error"):
+        load_hf_tokenizer(directory_with(tmp_path, library)).encode("b")
+
+
 def test_absurd_ids(tmp_path: Path) -> None:
     library = words()
     description = json.loads(library.to_str())

@@ -58,7 +58,7 @@ class Tokenizer:
 
         ``add_special_tokens`` puts the beginning (and end) of sequence where the model wants it. Bytes that the vocabulary cannot
         spell are dropped or become its unknown token, as other implementations do. Raises ``ValueError`` for text with lone
-        surrogates, which no encoding can represent.
+        surrogates, which no encoding can represent, and for text that a tokenizer without an unknown token cannot spell.
         """
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
@@ -68,7 +68,12 @@ class Tokenizer:
             if not isinstance(text, str):
                 raise ValueError(f"text={text!r:.100} is invalid: it must be a string, not {type(text).__name__}")
             _refuse_surrogates(text)
-        encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        except BaseException as error:  # the library raises bare exceptions, and panics are not even those
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise ValueError(f"text cannot be encoded: {error}") from error
         if not add_special_tokens:
             return [encoding.ids for encoding in encodings]
         return [self._prefix + encoding.ids + self._suffix for encoding in encodings]
