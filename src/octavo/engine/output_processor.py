@@ -33,7 +33,11 @@ class BranchOutput:
         self._request = request
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
-        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens) if params.detokenize else None
+        self._detokenizer = (
+            IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, after=request.prompt_token_ids)
+            if params.detokenize
+            else None
+        )
         self._stops = StopStringMatcher(params.stop_strings, include=params.include_stop_str_in_output)
         self._pieces: list[str] = []
         self._sent_tokens = 0
