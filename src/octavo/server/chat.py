@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -15,8 +16,9 @@ from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.server.errors import APIError
 from octavo.server.generation import Account, Service, new_id
 from octavo.server.logprobs import chat_logprobs
-from octavo.server.protocol import ChatCompletionRequest, TextPart
+from octavo.server.protocol import ChatCompletionRequest, Conversation, TextPart
 from octavo.server.sse import DONE, EventStream
+from octavo.server.thinking import AnswerSplitter
 
 ID_PREFIX = "chatcmpl"
 
@@ -28,7 +30,7 @@ def _text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-def render(service: Service, request: ChatCompletionRequest) -> str:
+def render(service: Service, request: Conversation) -> str:
     """The conversation as one prompt. Raises ``APIError`` when there is no template or it refuses the messages."""
     template = service.llm.chat_template
     if template is None:
@@ -40,6 +42,8 @@ def render(service: Service, request: ChatCompletionRequest) -> str:
         entry = {"role": "system" if message.role == "developer" else message.role, "content": _text(message.content)}
         if message.name is not None:
             entry["name"] = message.name
+        if message.role == "assistant" and message.reasoning_content is not None:
+            entry["reasoning_content"] = message.reasoning_content
         messages.append(entry)
     goes_on = bool(request.continue_final_message)
     if goes_on:
@@ -61,8 +65,18 @@ def render(service: Service, request: ChatCompletionRequest) -> str:
 class ChatAnswer:
     """Builds the answer to one request from the engine's outputs."""
 
-    def __init__(self, service: Service, request: ChatCompletionRequest, prompt: list[int], account: Account) -> None:
+    def __init__(
+        self,
+        service: Service,
+        request: ChatCompletionRequest,
+        prompt: list[int],
+        account: Account,
+        new_splitter: Callable[[], AnswerSplitter] | None = None,
+    ) -> None:
+        """``new_splitter``: for models that think, what takes a branch's thinking and answer apart."""
         self.id = new_id(ID_PREFIX)
+        self._new_splitter = new_splitter
+        self._shows_reasoning = request.include_reasoning is not False
         self._service = service
         self._request = request
         self._prompt = prompt
@@ -80,9 +94,14 @@ class ChatAnswer:
         """The answer that is not streamed."""
         choices = []
         for branch in output.outputs:
+            message: dict[str, Any] = {"role": "assistant", "content": branch.text, "refusal": None}
+            if self._new_splitter is not None:
+                reasoning, message["content"] = self._new_splitter().push(branch.text, finished=True)
+                if self._shows_reasoning:
+                    message["reasoning_content"] = reasoning or None
             choice: dict[str, Any] = {
                 "index": branch.index,
-                "message": {"role": "assistant", "content": branch.text, "refusal": None},
+                "message": message,
                 "logprobs": self._logprobs_of(branch),
                 "finish_reason": branch.finish_reason,
                 "stop_reason": branch.stop_reason,
@@ -101,6 +120,7 @@ class ChatAnswer:
         head = "data: " + json.dumps(self._head)[:-1] + ', "choices": [{"index": '
         tail = ', "usage": null}\n\n' if request.include_usage else "}\n\n"
         begun: set[int] = set()
+        splitters: dict[int, AnswerSplitter] = {}
         async with aclosing(batches):
             async for batch in batches:
                 chunks = []
@@ -113,11 +133,19 @@ class ChatAnswer:
                             begun.add(branch.index)
                             opening = '{"role": "assistant", "content": "", "refusal": null}, "logprobs": null, "finish_reason": null}]'
                             chunks.append(f'{head}{branch.index}, "delta": {opening}{ids}{tail}')
+                            if self._new_splitter is not None:
+                                splitters[branch.index] = self._new_splitter()
+                        text = branch.text
+                        if splitters:
+                            reasoning, text = splitters[branch.index].push(text, finished=branch.finish_reason is not None)
+                            if reasoning and self._shows_reasoning:
+                                delta = f'{{"reasoning_content": {encode_basestring_ascii(reasoning)}}}, "logprobs": null'
+                                chunks.append(f'{head}{branch.index}, "delta": {delta}, "finish_reason": null}}]{tail}')
                         logprobs = "null" if not branch.logprobs else json.dumps(self._logprobs_of(branch))
                         extra = f', "token_ids": {json.dumps(branch.token_ids)}' if request.return_token_ids else ""
-                        if not branch.text and logprobs == "null" and not extra and branch.finish_reason is None:
+                        if not text and logprobs == "null" and not extra and branch.finish_reason is None:
                             continue
-                        delta = f'{{"content": {encode_basestring_ascii(branch.text)}}}' if branch.text else "{}"
+                        delta = f'{{"content": {encode_basestring_ascii(text)}}}' if text else "{}"
                         ending = (
                             '"finish_reason": null'
                             if branch.finish_reason is None
@@ -142,9 +170,18 @@ async def chat(service: Service, request: ChatCompletionRequest, account: Accoun
     service.check_alive()
     service.check_model(request.model)
     request.check()
-    prompts = await service.encode([render(service, request)], add_special_tokens=False, param="messages")
+    text = render(service, request)
+    prompts = await service.encode([text], add_special_tokens=False, param="messages")
+    prompts = service.truncated(prompts, request.truncate_prompt_tokens, request.output_limit)
     params = request.sampling(service.room(prompts, request.output_limit, "messages"))
-    answer = ChatAnswer(service, request, prompts[0], account)
+    new_splitter = None
+    if service.thinking is not None:
+        said = _text(request.messages[-1].content) if request.continue_final_message else ""
+        hides_control = request.skip_special_tokens is not False
+        new_splitter = service.thinking.splitter_for(text, said, hides_control=hides_control)
+        if service.thinking.needs_control_tokens and hides_control:
+            params = replace(params, skip_special_tokens=False)
+    answer = ChatAnswer(service, request, prompts[0], account, new_splitter)
     if request.stream:
         return EventStream(answer.events(service.outputs(prompts, params, answer.id, account)), service.closing)
     return answer.whole((await service.final_outputs(prompts, params, answer.id, account))[0])

@@ -33,12 +33,14 @@ async def prompt_ids(service: Service, request: CompletionRequest) -> list[list[
 
 
 def prompt_texts(service: Service, request: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-    """What ``echo`` puts in front of each prompt's answers: the text as it came, or that of the token ids."""
+    """What ``echo`` puts in front of each prompt's answers: the text as it came, or that of the token ids where they came or were cut."""
     if not request.echo:
         return [""] * len(prompts)
-    if isinstance(request.prompt, str):
-        return [request.prompt]
-    return [p for p in request.prompt if isinstance(p, str)] or [service.llm.tokenizer.decode(ids) for ids in prompts]
+    if request.truncate_prompt_tokens is None:
+        texts = [request.prompt] if isinstance(request.prompt, str) else [p for p in request.prompt if isinstance(p, str)]
+        if texts:
+            return texts
+    return [service.llm.tokenizer.decode(ids) for ids in prompts]
 
 
 class CompletionAnswer:
@@ -137,7 +139,7 @@ async def complete(service: Service, request: CompletionRequest, account: Accoun
     service.check_alive()
     service.check_model(request.model)
     request.check()
-    prompts = await prompt_ids(service, request)
+    prompts = service.truncated(await prompt_ids(service, request), request.truncate_prompt_tokens, request.max_tokens)
     room = service.room(prompts, request.max_tokens, "prompt")
     params = request.sampling(room)
     answer = CompletionAnswer(service, request, prompts, prompt_texts(service, request, prompts), account)

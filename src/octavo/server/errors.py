@@ -84,10 +84,11 @@ def context_too_long(num_prompt: int, max_tokens: int | None, max_model_len: int
         f" and max_tokens is {max_tokens}" if max_tokens is not None else ""
     )
     limit = "which leaves no room for an output token" if max_tokens is None else f"{num_prompt + max_tokens} in all"
+    cure = f"shorten the {param}" + ("" if max_tokens is None else ", lower max_tokens")
+    cure += ", which is too long to be tokenized and cut here" if at_least else " or set truncate_prompt_tokens"
     return APIError(
         400,
-        f"This model's maximum context length is {max_model_len} tokens, but {asked}, {limit}. Shorten the {param}"
-        + (" or lower max_tokens." if max_tokens is not None else "."),
+        f"This model's maximum context length is {max_model_len} tokens, but {asked}, {limit}. Prompts are not cut unasked: {cure}.",
         param=param,
         code="context_length_exceeded",
     )

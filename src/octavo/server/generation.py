@@ -17,6 +17,7 @@ from octavo.decoding.params import SamplingParams
 from octavo.engine.async_llm import AsyncLLM
 from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.server.errors import APIError, context_too_long, from_engine, invalid, shown
+from octavo.server.thinking import find_thinking
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Service:
         self.llm = llm
         self.created = int(time.time())
         tokenizer = llm.tokenizer
+        self.thinking = find_thinking(llm.chat_template, tokenizer)
         self._longest_token_bytes = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
         self._closing: asyncio.Future[None] | None = None
 
@@ -98,12 +100,21 @@ class Service:
             )
 
     async def encode(self, texts: list[str], *, add_special_tokens: bool, param: str) -> list[list[int]]:
-        """Token ids of each text. A text that could not fit even in the longest tokens is refused without encoding it."""
+        """Token ids of each text. A text that could not fit even in the longest tokens is refused without encoding it, also where the
+        prompt may be cut: what it costs to serve a request must not depend on what is thrown away."""
         limit = self.llm.max_model_len
         for text in texts:
             if len(text) > limit * self._longest_token_bytes:
                 raise context_too_long(-(-len(text) // self._longest_token_bytes), None, limit, param, at_least=True)
         return await self.llm.encode(texts, add_special_tokens=add_special_tokens)
+
+    def truncated(self, prompts: list[list[int]], keep: int | None, max_tokens: int | None) -> list[list[int]]:
+        """The last ``keep`` tokens of each prompt; -1 keeps what the context leaves beside ``max_tokens``, ``None`` keeps all."""
+        if keep is None:
+            return prompts
+        if keep == -1:
+            keep = self.llm.max_model_len - (max_tokens or 1)
+        return [prompt[-keep:] for prompt in prompts] if keep > 0 else prompts  # not even one fits: ``room`` says why
 
     def room(self, prompts: Sequence[Sequence[int]], max_tokens: int | None, param: str) -> int:
         """Output tokens that the context leaves after the longest prompt. Raises ``APIError`` if it is too little or a prompt is empty."""

@@ -22,6 +22,9 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 QUIET_PATHS = frozenset({"/health", "/metrics"})
 """Asked every few seconds by monitors; logged at DEBUG."""
 
+GUARDED_PATHS = ("/v1", "/tokenize", "/detokenize")
+"""Beginnings of the paths that ask for the API key (``/tokenizer_info`` is among them)."""
+
 ACCOUNT = "octavo.account"
 """Key of the request's ``Account`` in the ASGI scope."""
 
@@ -70,14 +73,14 @@ def _line(scope: Scope, status: int, account: Account, request_id: str) -> str:
 
 
 class ApiKeyMiddleware:
-    """Asks for ``Authorization: Bearer <key>`` on every path below ``/v1``."""
+    """Asks for ``Authorization: Bearer <key>`` on every guarded path."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self.app = app
         self._expected = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1") and not self._admits(scope):
+        if scope["type"] == "http" and scope["path"].startswith(GUARDED_PATHS) and not self._admits(scope):
             error = APIError(
                 401,
                 "a valid API key is needed: send it as 'Authorization: Bearer KEY'",

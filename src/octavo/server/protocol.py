@@ -2,14 +2,16 @@
 
 A field the server honours has its bounds here, so that ``/openapi.json`` tells the truth. A field of the OpenAI API that the server
 does not honour is listed too, typed so that only its default passes: it is refused by name rather than ignored. Anything else is
-unknown and refused. Types are strict (``"1"`` is not a number), numbers finite; ``null`` means the default wherever it is allowed.
+unknown and refused. Types are strict (``"1"`` is not a number), numbers finite; ``null`` means the default wherever it is allowed. Of a key
+that occurs twice in an object the last one counts, as for most readers of JSON.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import from_json
 
 from octavo.decoding.params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, RequestOutputKind, SamplingParams
 from octavo.server.errors import invalid, unsupported
@@ -19,6 +21,12 @@ MAX_PROMPTS = 2048
 
 MAX_CHOICES = 2048
 """Answers to one completion request, over all of its prompts."""
+
+MAX_STOP_CHARS = 1024
+"""Of one stop string; a stream holds back that much of its end."""
+
+MAX_DETOKENIZED = 1 << 20
+"""Token ids in one request to ``/detokenize``."""
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -33,6 +41,15 @@ def _integral(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_integral)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise ValueError("must be at least 1, or -1 for as many as fit")
+    return value
+
+
+Truncation = Annotated[Int, Field(ge=-1, lt=2**31, json_schema_extra={"not": {"const": 0}}), AfterValidator(_not_zero)]
 
 
 def _prompt_kind(value: Any) -> str | None:
@@ -62,7 +79,7 @@ Prompt = Annotated[
         custom_error_message="must be a string, a list of strings, a list of token ids or a list of lists of token ids",
     ),
 ]
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stop = Annotated[
     Annotated[StopString, Tag("string")] | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("list")],
     Discriminator(_text_kind, custom_error_type="stop_type", custom_error_message="must be a string or a list of strings"),
@@ -92,7 +109,18 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = Field(None, description="Chunks are never padded.")
 
 
-class GenerationRequest(Strict):
+class Truncatable(Strict):
+    """A request whose prompt may be cut."""
+
+    truncate_prompt_tokens: Truncation | None = Field(
+        None,
+        description="Keep only the last so many tokens of each prompt; -1: as many as the context leaves beside `max_tokens` (beside one "
+        "output token where no limit is given). By default nothing is cut, and a prompt that overflows the context is refused with "
+        "`context_length_exceeded`.",
+    )
+
+
+class GenerationRequest(Truncatable):
     """The fields that completions and chat share."""
 
     model: str | None = Field(None, description="A model id from `/v1/models`; the served model if left out.")
@@ -253,6 +281,7 @@ class AssistantMessage(Strict):
     role: Literal["assistant"]
     content: Content
     name: str | None = None
+    reasoning_content: str | None = Field(None, description="What it had been thinking; the template decides what becomes of it.")
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -269,22 +298,45 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
-class ChatCompletionRequest(GenerationRequest):
-    """`POST /v1/chat/completions`."""
+class Conversation(Strict):
+    """Messages, and how the chat template makes a prompt of them."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
         description="The conversation so far; content is text or text parts."
     )
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="More variables for the chat template.")
+    add_generation_prompt: bool | None = Field(None, description="End the prompt with the opening of an answer. Default true.")
+    continue_final_message: bool | None = Field(
+        None, description="Go on writing the last message, which must be the assistant's. Default false."
+    )
+
+    def check(self) -> None:
+        """Raises ``APIError`` for fields that contradict each other."""
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise invalid("add_generation_prompt", True, "cannot be combined with continue_final_message")
+            if self.messages[-1].role != "assistant":
+                raise invalid(
+                    "continue_final_message", True, f"the last message must be the assistant's, not the {self.messages[-1].role}'s"
+                )
+        for name in self.chat_template_kwargs or {}:
+            if name in ("messages", "tools", "add_generation_prompt") or not name.isidentifier():
+                raise invalid(f"chat_template_kwargs.{name}", "…", "is not a variable the template can be given this way")
+
+
+class ChatCompletionRequest(GenerationRequest, Conversation):
+    """`POST /v1/chat/completions`."""
+
     max_completion_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
         None, description="At most this many output tokens. Default: what the context leaves."
     )
     max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(None, description="The older name of `max_completion_tokens`.")
     logprobs: bool | None = Field(None, description="Return log-probabilities of the output tokens. Default false.")
     top_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(None, description="Alternatives per token; needs `logprobs`.")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="More variables for the chat template.")
-    add_generation_prompt: bool | None = Field(None, description="End the prompt with the opening of an answer. Default true.")
-    continue_final_message: bool | None = Field(
-        None, description="Go on writing the last message, which must be the assistant's. Default false."
+    include_reasoning: bool | None = Field(
+        None,
+        description="Give what a reasoning model thinks before its answer, as `reasoning_content`; false drops it. Its tokens are counted, "
+        "and have log-probabilities and ids, either way. Default true.",
     )
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(None, description="Accepted; nothing is stored.")
     safety_identifier: str | None = Field(None, description="Accepted; nothing depends on it.")
@@ -316,16 +368,7 @@ class ChatCompletionRequest(GenerationRequest):
             raise invalid(
                 "max_tokens", self.max_tokens, f"contradicts max_completion_tokens ({self.max_completion_tokens}); give one of them"
             )
-        if self.continue_final_message:
-            if self.add_generation_prompt:
-                raise invalid("add_generation_prompt", True, "cannot be combined with continue_final_message")
-            if self.messages[-1].role != "assistant":
-                raise invalid(
-                    "continue_final_message", True, f"the last message must be the assistant's, not the {self.messages[-1].role}'s"
-                )
-        for name in self.chat_template_kwargs or {}:
-            if name in ("messages", "tools", "add_generation_prompt") or not name.isidentifier():
-                raise invalid(f"chat_template_kwargs.{name}", "…", "is not a variable the template can be given this way")
+        super().check()
 
     @property
     def output_limit(self) -> int | None:
@@ -334,3 +377,44 @@ class ChatCompletionRequest(GenerationRequest):
     def sampling(self, room: int) -> SamplingParams:
         """``room``: output tokens the context leaves."""
         return self._sampling(max_tokens=self.output_limit or room, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+
+
+class TokenizeOptions(Truncatable):
+    """What both forms of `POST /tokenize` share. A text that overflows the context is counted all the same."""
+
+    model: str | None = Field(None, description="A model id from `/v1/models`; the served model if left out.")
+    return_token_strs: bool | None = Field(None, description="Return the tokens as the vocabulary spells them, too. Default false.")
+
+
+class TokenizeTextRequest(TokenizeOptions):
+    """`POST /tokenize` with a text."""
+
+    prompt: str
+    add_special_tokens: bool | None = Field(None, description="Let the tokenizer add its own special tokens to the text. Default true.")
+
+
+class TokenizeChatRequest(TokenizeOptions, Conversation):
+    """`POST /tokenize` with a conversation, which the chat template makes a prompt."""
+
+    prompt: None = no("give either prompt or messages")
+    add_special_tokens: bool | None = Field(
+        None, description="Let the tokenizer add its own special tokens to what the template wrote. Default false."
+    )
+
+
+def tokenize_form(raw: bytes) -> type[TokenizeTextRequest] | type[TokenizeChatRequest]:
+    """Which form of ``/tokenize`` the body means; one that cannot be read is refused as either."""
+    try:
+        body = from_json(raw)
+    except ValueError:
+        return TokenizeTextRequest
+    return TokenizeChatRequest if isinstance(body, dict) and "messages" in body else TokenizeTextRequest
+
+
+class DetokenizeRequest(Strict):
+    """`POST /detokenize`."""
+
+    model: str | None = Field(None, description="A model id from `/v1/models`; the served model if left out.")
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_DETOKENIZED, fail_fast=True)] = Field(
+        description="Token ids; special tokens are spelled out."
+    )

@@ -95,6 +95,7 @@ class ChatMessage(BaseModel):
     role: Literal["assistant"]
     content: str
     refusal: None
+    reasoning_content: str | None = Field(None, description="What a reasoning model thought first. Absent for models that do not think.")
 
 
 class ChatChoice(BaseModel):
@@ -124,6 +125,7 @@ class ChatDelta(BaseModel):
     """What a chunk adds to a message; the role comes with the first chunk of a choice."""
 
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     refusal: None = None
 
@@ -162,6 +164,40 @@ class Model(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[Model]
+
+
+class Tokens(BaseModel):
+    """An answer to `/tokenize`."""
+
+    count: int
+    max_model_len: int = Field(description="Prompt and output tokens a sequence can hold.")
+    tokens: list[int]
+    token_strs: list[str] | None = Field(description="The tokens as the vocabulary spells them, if asked for.")
+
+
+class Text(BaseModel):
+    """An answer to `/detokenize`."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """What the served model's text is made of. A token is shown as the vocabulary spells it; null where there is none."""
+
+    model: str
+    tokenizer_class: str = Field(description="The kind of vocabulary: BPE, Unigram, WordPiece or WordLevel.")
+    vocab_size: int
+    max_model_len: int
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token: str | None
+    eos_token_id: int | None
+    pad_token: str | None
+    pad_token_id: int | None
+    eos_token_ids: list[int] = Field(description="All tokens that end an answer.")
+    special_tokens: dict[str, int] = Field(description="Control tokens, which are left out of text.")
+    chat_template: str | None
+    reasoning_tags: list[str] | None = Field(description="What opens and closes the thinking of a reasoning model.")
 
 
 class Health(BaseModel):

@@ -19,6 +19,7 @@ import uvicorn
 from octavo.engine.async_llm import AsyncLLM
 from octavo.server.app import MAX_BODY_BYTES, create_app
 from octavo.server.generation import Service
+from octavo.server.http import Protocol
 
 logger = logging.getLogger("octavo.server")
 
@@ -121,6 +122,8 @@ def serve(
         app = create_app(llm, api_key=api_key, cors_origins=cors_origins, max_body_bytes=max_body_bytes)
         config = uvicorn.Config(
             app,
+            http=Protocol,
+            ws="none",
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
