@@ -4,7 +4,12 @@
 // packed.hpp promise, one std::fma at a time. A kernel must give the same bits for every format, number of rows,
 // position in a batch, range of panels, odd size, bias and residual, on every ISA family of this machine.
 //
-//   g++ -O2 -std=c++20 -ffp-contract=off -Inative native/tests/test_linear.cpp OBJECTS -o test_linear && ./test_linear
+//   cd native && mkdir -p /tmp/test_linear && cd /tmp/test_linear && N=$OLDPWD
+//   F="-O1 -g1 -std=c++20 -ffp-contract=off -fsanitize=address,undefined -I$N"
+//   V="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+//   for f in $N/kernels/avx2/linear*.cpp; do g++ $F -mavx2 -mfma -mf16c -c $f -o 2_$(basename $f).o; done
+//   for f in $N/kernels/avx512/linear*.cpp; do g++ $F -mfma -mf16c $V -c $f -o 512_$(basename $f).o; done
+//   g++ $F -DOCTAVO_HAVE_AVX512 $N/tests/test_linear.cpp $N/pack.cpp *.o -o test_linear && ./test_linear
 #include <algorithm>
 #include <bit>
 #include <cmath>
