@@ -10,6 +10,7 @@ def is_quantised(source: Any) -> bool: ...
 
 class SourceType:
     F32: SourceType
+
 class RopeStyle: ...
 
 class Slice:
