@@ -54,6 +54,19 @@ def test_api_key(guarded: ServerProcess) -> None:
     assert document["paths"]["/v1/models"]["get"]["security"] == [{"bearer": []}]
 
 
+def test_the_tokenizer_asks_for_the_key(guarded: ServerProcess) -> None:
+    document = httpx.get(f"{guarded.url}/openapi.json").json()
+    calls: tuple[tuple[str, str, dict[str, object] | None], ...] = (
+        ("POST", "/tokenize", {"prompt": "x"}),
+        ("POST", "/detokenize", {"tokens": [1]}),
+        ("GET", "/tokenizer_info", None),
+    )
+    for method, path, body in calls:
+        assert httpx.request(method, guarded.url + path, json=body).status_code == 401
+        assert httpx.request(method, guarded.url + path, json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert document["paths"][path][method.lower()]["security"] == [{"bearer": []}]
+
+
 def test_cors(guarded: ServerProcess) -> None:
     """A browser's preflight passes without a key; the real request does not."""
     asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}

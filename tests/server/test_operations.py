@@ -66,7 +66,8 @@ def test_docs_need_no_other_machine(server: ServerProcess) -> None:
 def test_openapi_describes_every_endpoint(server: ServerProcess) -> None:
     document = httpx.get(f"{server.url}/openapi.json").json()
     assert set(document["paths"]) == {
-        "/v1/models", "/v1/models/{model_id}", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/version",
+        "/v1/models", "/v1/models/{model_id}", "/v1/completions", "/v1/chat/completions",
+        "/tokenize", "/detokenize", "/tokenizer_info", "/health", "/metrics", "/version",
     }  # fmt: skip
     text = json.dumps(document)
     for reference in re.findall(r'"#/components/schemas/([^"]+)"', text):

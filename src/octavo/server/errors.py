@@ -20,6 +20,9 @@ from starlette.responses import Response
 MAX_SHOWN_VALUE = 80
 """Characters of an offending value that a message repeats."""
 
+MAX_MESSAGE = 1000
+"""Characters of a message, whatever is in it."""
+
 _ENGINE_REFUSAL = re.compile(r"^([A-Za-z_][\w.\[\]]*)=")
 
 
@@ -51,10 +54,11 @@ class APIError(Exception):
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = _cut(message, MAX_MESSAGE)
         super().__init__(message)
         self.status = status
         self.message = message
-        self.param = param
+        self.param = None if param is None else _cut(param, 4 * MAX_SHOWN_VALUE)
         self.code = code
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
         self.headers = dict(headers or {})
@@ -70,6 +74,7 @@ class APIError(Exception):
 
 def invalid(param: str, value: object, hint: str, *, code: str | None = "invalid_value") -> APIError:
     """400: ``param`` has a value that can never be right; ``hint`` says what would be."""
+    param = _cut(param, 2 * MAX_SHOWN_VALUE)
     return APIError(400, f"{param}={shown(value)} is invalid: {hint}", param=param, code=code)
 
 
@@ -119,7 +124,11 @@ def shown(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
-    return text if len(text) <= MAX_SHOWN_VALUE else text[: MAX_SHOWN_VALUE - 1] + "…"
+    return _cut(text, MAX_SHOWN_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def from_validation(error: ValidationError, body: bytes, model: type[BaseModel]) -> APIError:
@@ -158,8 +167,8 @@ def from_validation(error: ValidationError, body: bytes, model: type[BaseModel])
 
 
 def _unknown(param: str, name: str, model: type[BaseModel]) -> APIError:
-    close = difflib.get_close_matches(name, model.model_fields, n=1)
-    hint = f"; did you mean {close[0]}?" if close and param == name else ""
+    close = difflib.get_close_matches(name, model.model_fields, n=1) if param == name and len(name) <= MAX_SHOWN_VALUE else []
+    hint = f"; did you mean {close[0]}?" if close else ""
     return APIError(400, f"{shown(param)[1:-1]} is not a parameter of this endpoint{hint}", param=param, code="unknown_parameter")
 
 
@@ -182,6 +191,6 @@ def _path(first: ErrorDetails, body: bytes) -> str:
                 path += f"[{step}]"
                 where = where[step] if step < len(where) else None
         elif isinstance(where, dict) and (step in where or (last and first["type"] == "missing")):
-            path += f".{step}" if path else step
+            path += ("." if path else "") + _cut(step, MAX_SHOWN_VALUE)
             where = where.get(step)
     return path or str(loc[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from typing import Any
 
@@ -22,6 +23,8 @@ MAX_HEAD_BYTES = 64 << 10
 """Request line and headers. One read from the socket more may be held before a single longer header is noticed."""
 HEAD_S = 30.0
 """Time for a head that has begun, and for the first one of a connection."""
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
@@ -48,6 +51,8 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf or self.transport.is_closing():
             return
+        if (self.cycle is None or not self.cycle.more_body) and _UPGRADE.search(data, 0, MAX_HEAD_BYTES):
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._in_head and not self._deaf and not self.transport.is_closing():  # a head longer than one read: rare
             self._unfinished_bytes += len(data)
@@ -126,6 +131,15 @@ class Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """``data``, which begins with a head, without the offer of another protocol: it is declined by being ignored (RFC 9110, 7.8), but
+    llhttp would take what follows for that protocol, and a POST (Java's client always offers HTTP/2) would lose its body."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        end = len(data)
+    return _UPGRADE.sub(b"\r\nx-declined:", data[:end]) + data[end:]
 
 
 def _head_too_large() -> APIError:
