@@ -16,7 +16,10 @@ from octavo.cli.options import ENGINE_HELP
 from octavo.config import EngineConfig
 from tests.cli.running import octavo
 
-COMMANDS = ["serve", "generate", "pull", "info", "bench", "bench latency", "bench throughput"]
+COMMANDS = [
+    "serve", "chat", "generate", "pull", "list", "rm", "inspect", "inspect model", "inspect program",
+    "bench", "bench latency", "bench throughput", "info",
+]  # fmt: skip
 
 
 def command(path: str) -> Any:
@@ -37,7 +40,8 @@ def examples(help_text: str) -> list[list[str]]:
 def test_every_command_is_listed_here() -> None:
     listed = {path.split()[0] for path in COMMANDS}
     assert set(command("").commands) == listed
-    assert set(command("bench").commands) == {path.split()[1] for path in COMMANDS if " " in path}
+    for group in ("bench", "inspect"):
+        assert set(command(group).commands) == {path.split()[1] for path in COMMANDS if path.startswith(f"{group} ")}
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -58,7 +62,7 @@ def test_help_has_examples_that_parse(path: str) -> None:
 def test_the_application_itself_has_examples() -> None:
     done = octavo("--help")
     assert done.returncode == 0
-    assert [words[1] for words in examples(done.stdout)] == ["serve", "generate", "bench"]
+    assert [words[1] for words in examples(done.stdout)] == ["serve", "chat", "generate", "bench"]
 
 
 @pytest.mark.parametrize("path", ["serve", "bench latency", "bench throughput"])

@@ -1,4 +1,4 @@
-"""The command line: ``octavo serve | generate | pull | bench | info``.
+"""The command line: ``octavo serve | chat | generate | pull | list | rm | inspect | bench | info``.
 
 ``main`` is the console script's entry point. Everything heavy (the engine, NumPy, the web stack) is imported by the
 command that needs it, so that ``octavo --help`` answers at once.

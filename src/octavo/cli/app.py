@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from octavo.cli.bench import bench
+from octavo.cli.chat.command import chat
 from octavo.cli.generate import generate
 from octavo.cli.info import info, print_version
+from octavo.cli.inspection import inspect_group
+from octavo.cli.models import list_cached, remove
 from octavo.cli.options import debug_option
 from octavo.cli.pull import pull
 from octavo.cli.serve import serve
@@ -23,8 +26,11 @@ app = typer.Typer(
     epilog="Every command has its own examples: octavo serve --help.",
 )
 
-for command in (serve, generate, pull):
+for command in (serve, chat, generate, pull):
     app.command()(debug_option(command))
+app.command("list")(debug_option(list_cached))
+app.command("rm")(debug_option(remove))
+app.add_typer(inspect_group, name="inspect")
 app.add_typer(bench, name="bench")
 app.command()(debug_option(info))
 
@@ -40,6 +46,7 @@ def octavo(
     \b
     Examples:
       octavo serve                                  serve the default model on http://127.0.0.1:8000
+      octavo chat                                   talk with it in the terminal
       octavo generate "What is gravity?"        answer here, in the terminal
       octavo bench throughput                       how fast is it on this machine?
     """

@@ -24,6 +24,9 @@ def example_request(url: str, model: str, *, chat: bool, api_key: bool) -> str:
 
 
 def megabytes(num_bytes: int) -> str:
+    """``1.23 GB``, ``97 MB``, ``141 kB``: powers of ten."""
+    if num_bytes < 1e6:
+        return f"{num_bytes / 1e3:.0f} kB"
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from octavo.cli.answer import Answer, say_dimly
 from octavo.cli.options import ModelOption, engine_options, sampling_options
 from octavo.cli.run import EXIT_FAULT, EXIT_INTERRUPTED, say
 from octavo.config import DEFAULT_MODEL, EngineConfig
-
-if TYPE_CHECKING:
-    from octavo.engine.outputs import RequestOutput
 
 
 @engine_options(without=frozenset({"max_num_seqs", "served_model_name"}))
@@ -67,13 +62,17 @@ def generate(
         messages = [{"role": "system", "content": system}] if system is not None else []
         asked = llm.engine.chat_prompt([*messages, {"role": "user", "content": text}]) if as_chat else text
         answer = Answer()
-        interrupted = False
+        interrupted, last = False, ""
         try:
             for output in llm.stream(asked, params):
-                answer.take(output)
+                if new := answer.take(output):
+                    last = new
+                    sys.stdout.write(new)
+                    sys.stdout.flush()
         except KeyboardInterrupt:
             interrupted = True
-    answer.end()
+    if not last.endswith("\n"):
+        print(flush=True)
     if stats and answer.num_tokens:
         say_dimly(answer.summary(interrupted))
     if answer.error:
@@ -81,58 +80,3 @@ def generate(
         raise typer.Exit(EXIT_FAULT)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
-
-
-@dataclass
-class Answer:
-    """Writes the deltas of one request to stdout and keeps the times."""
-
-    asked_s: float = field(default_factory=time.monotonic)
-    first_s: float | None = None
-    last_s: float = 0.0
-    num_tokens: int = 0
-    num_prompt_tokens: int = 0
-    finish_reason: str | None = None
-    error: str | None = None
-    _last_text: str = ""
-
-    def take(self, output: RequestOutput) -> None:
-        now_s = time.monotonic()
-        completion = output.outputs[0]
-        self.num_prompt_tokens = len(output.prompt_token_ids)
-        self.error = output.error or self.error
-        self.finish_reason = completion.finish_reason
-        if completion.token_ids:
-            self.first_s = self.first_s or now_s
-            self.last_s = now_s
-            self.num_tokens += len(completion.token_ids)
-        if completion.text:
-            self._last_text = completion.text
-            sys.stdout.write(completion.text)
-            sys.stdout.flush()
-
-    def end(self) -> None:
-        """Leaves the cursor at the beginning of a line."""
-        if not self._last_text.endswith("\n"):
-            sys.stdout.write("\n")
-        sys.stdout.flush()
-
-    def summary(self, interrupted: bool) -> str:
-        """``42 tokens, 187.5 tok/s, TTFT 31 ms (35 prompt tokens)``: the rate is that of the tokens after the first."""
-        assert self.first_s is not None
-        parts = [f"{self.num_tokens} token{'s' if self.num_tokens != 1 else ''}"]
-        if self.num_tokens > 1 and self.last_s > self.first_s:
-            parts.append(f"{(self.num_tokens - 1) / (self.last_s - self.first_s):.1f} tok/s")
-        parts.append(f"TTFT {1e3 * (self.first_s - self.asked_s):.0f} ms ({self.num_prompt_tokens} prompt tokens)")
-        if interrupted:
-            parts.append("interrupted")
-        elif self.finish_reason == "length":
-            parts.append("cut off by the length limit")
-        return ", ".join(parts)
-
-
-def say_dimly(message: str) -> None:
-    """One dim line on stderr."""
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
-        message = f"\033[2m{message}\033[0m"
-    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""``octavo chat``: a conversation with a model in the terminal, or line by line through a pipe."""

@@ -1,0 +1,197 @@
+"""What a checkpoint is and what it needs, without loading it: the facts behind ``octavo inspect model``.
+
+Packed sizes are asked of the native backend itself, by packing one small matrix of each tensor type: a panel of 16 output columns takes
+bytes in proportion to its inputs, so one probe gives the size of every matrix of that type.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octavo.backends import get_backend
+from octavo.backends.base import CompileOptions
+from octavo.config import BLOCK_SIZE
+from octavo.models import build_program
+from octavo.program import Program, ProgramBuilder
+from octavo.text import load_chat_template, load_tokenizer
+from octavo.weights.tensor import Checkpoint, Tensor, TensorType
+
+PANEL_COLUMNS = 16
+_PROBE_INPUTS = 256
+_KV_BYTES = {"fp16": 2, "fp32": 4}
+
+
+def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything, ready for JSON. Where a part cannot be had, its place says why: ``{"error": …}``."""
+    readable, refused = split_tensors(checkpoint)
+    program, error = _program(checkpoint)
+    return {
+        "path": str(checkpoint.path),
+        "name": _text(checkpoint.metadata.get("general.name")),
+        "architecture": checkpoint.architecture,
+        "hyperparameters": hyperparameters(checkpoint),
+        "supported": program is not None,
+        "unsupported_because": error,
+        "num_parameters": sum(math.prod(tensor.shape) for tensor in readable),
+        "num_tensors": len(readable) + len(refused),
+        "types": types(readable),
+        "unreadable": refused,
+        "tokenizer": tokenizer_facts(checkpoint),
+        "chat_template": template_facts(checkpoint),
+        "memory": None if program is None else memory(program, {tensor.name: tensor for tensor in readable}),
+        "tensors": [
+            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.num_bytes, "bits_per_weight": bits(t)}
+            for t in readable
+        ],
+    }
+
+
+def split_tensors(checkpoint: Checkpoint) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors that can be read, in the file's order, and why each other one cannot."""
+    readable, refused = [], {}
+    for name in checkpoint.tensors:
+        try:
+            readable.append(checkpoint.tensors[name])
+        except ValueError as error:
+            refused[name] = str(error).removeprefix(f"{checkpoint.path}: ")
+    return readable, refused
+
+
+def hyperparameters(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The architecture's own keys, without their prefix; long lists by their length."""
+    prefix = checkpoint.architecture + "."
+    return {key.removeprefix(prefix): _short(value) for key, value in checkpoint.metadata.items() if key.startswith(prefix)}
+
+
+def _short(value: Any) -> Any:
+    return f"[{len(value)} values]" if isinstance(value, list) and len(value) > 8 else value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def bits(tensor: Tensor) -> float:
+    """Bits per weight in the file."""
+    return 8 * tensor.type.block_bytes / tensor.type.block_length
+
+
+def types(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Per tensor type, the one with the most bytes first: how many tensors, weights and bytes."""
+    found: dict[TensorType, dict[str, Any]] = {}
+    for tensor in tensors:
+        row = found.setdefault(
+            tensor.type, {"type": tensor.type.name, "tensors": 0, "weights": 0, "bytes": 0, "bits_per_weight": bits(tensor)}
+        )
+        row["tensors"] += 1
+        row["weights"] += math.prod(tensor.shape)
+        row["bytes"] += tensor.num_bytes
+    return sorted(found.values(), key=lambda row: -int(row["bytes"]))
+
+
+def tokenizer_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Kind, size and special tokens."""
+    kind = tokenizer_kind(checkpoint)
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+    except (ValueError, OSError) as error:
+        return {"kind": kind, "error": str(error)}
+
+    def named(token_id: int | None) -> dict[str, Any] | None:
+        return None if token_id is None else {"id": token_id, "token": tokenizer.id_to_token(token_id)}
+
+    return {
+        "kind": kind,
+        "vocab_size": tokenizer.vocab_size,
+        "num_special": len(tokenizer.special_ids),
+        "bos": named(tokenizer.bos_token_id),
+        "eos": named(tokenizer.eos_token_id),
+        "pad": named(tokenizer.pad_token_id),
+        "ends_generation": [named(token_id) for token_id in sorted(tokenizer.eos_token_ids)],
+    }
+
+
+def tokenizer_kind(checkpoint: Checkpoint) -> str:
+    """``gpt2, pre-tokenizer smollm`` as a GGUF file names it; ``BPE (tokenizer.json)`` of a directory."""
+    model, pre = (_text(checkpoint.metadata.get(f"tokenizer.ggml.{key}")) for key in ("model", "pre"))
+    if model is not None:
+        return f"{model}, pre-tokenizer {pre}" if pre else model
+    for name in ("tokenizer.json", "tokenizer.model"):
+        path = Path(checkpoint.path) / name
+        if not path.is_file():
+            continue
+        if path.suffix == ".model":
+            return f"SentencePiece ({name})"
+        try:
+            return f"{json.loads(path.read_bytes())['model']['type']} ({name})"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return name
+    return "none"
+
+
+def template_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The template's text, ``None`` for a model without one."""
+    try:
+        template = load_chat_template(checkpoint)
+    except (ValueError, OSError) as error:
+        return {"error": str(error)}
+    return None if template is None else {"text": template.source, "for_tools": template.tool_source}
+
+
+def _program(checkpoint: Checkpoint) -> tuple[Program | None, str | None]:
+    try:
+        return build_program(checkpoint), None
+    except ValueError as error:
+        return None, str(error)
+
+
+def memory(program: Program, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Bytes of the packed weights (``None`` where a tensor is missing or nothing can be packed here) and of the KV cache."""
+    per_token = {name: program.kv.elements_per_token * size for name, size in _KV_BYTES.items()}
+    try:
+        packed: int | None = packed_bytes(program, tensors)
+    except (ImportError, RuntimeError, KeyError):
+        packed = None
+    return {
+        "packed_weight_bytes": packed,
+        "context_length": program.max_model_len,
+        "kv_bytes_per_1000_tokens": {name: 1000 * size for name, size in per_token.items()},
+        "kv_bytes_of_full_context": {name: program.max_model_len * size for name, size in per_token.items()},
+    }
+
+
+def packed_bytes(program: Program, tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that the native backend packs ``program``'s weights into. Raises ``KeyError`` for a missing tensor."""
+    total = 0
+    for name, shape in program.weights.items():
+        if len(shape) == 2:
+            rows, inputs = shape
+            total += -(-rows // PANEL_COLUMNS) * inputs * panel_bytes(tensors[name].type) // _PROBE_INPUTS
+        else:
+            total += 4 * math.prod(shape)
+    return total
+
+
+@cache
+def panel_bytes(kind: TensorType) -> int:
+    """Bytes of a panel of 16 output columns and 256 inputs of type ``kind``. Raises ``ImportError``, ``RuntimeError``."""
+    shape = (PANEL_COLUMNS, _PROBE_INPUTS)
+    b = ProgramBuilder("probe", 1)
+    x = b.embedding("probe", *shape)
+    x = b.paged_attention(x, x, x, layer=0, num_heads=4, num_kv_heads=4, head_dim=_PROBE_INPUTS // 4)
+    program = b.build(b.linear(b.select_rows(x), {"output": PANEL_COLUMNS}))
+    row_bytes = kind.num_bytes(_PROBE_INPUTS)
+    tensors = {name: Tensor(name, kind, shape, np.zeros((PANEL_COLUMNS, row_bytes), np.uint8)) for name in program.weights}
+    options = CompileOptions(BLOCK_SIZE, "fp16", max_tokens=1, max_logits_rows=1, max_model_len=1, num_threads=1)
+    executable = get_backend("native").compile(program, tensors, options)
+    try:
+        return executable.weight_bytes // len(tensors)
+    finally:
+        executable.close()
