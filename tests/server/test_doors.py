@@ -55,7 +55,7 @@ def one_answer(connection: socket.socket) -> bytes:
         data += piece
 
 
-def exchange(server: ServerProcess, *pieces: bytes, ends: bool = True) -> bytes:
+def exchange(server: ServerProcess, *pieces: bytes, ends: bool = False) -> bytes:
     """All that comes back until the server closes. ``ends``: we say that no more will come."""
     with connect(server) as connection:
         try:
@@ -112,7 +112,7 @@ def error_of(answer: bytes, status: int) -> dict[str, Any]:
     ids=lambda data: repr(data[:60]),
 )
 def test_what_is_not_http(server: ServerProcess, data: bytes) -> None:
-    assert error_of(exchange(server, data, ends=False), 400)["code"] == "invalid_http"
+    assert error_of(exchange(server, data), 400)["code"] == "invalid_http"
 
 
 def test_bytes_beyond_ascii_in_a_path(server: ServerProcess) -> None:
@@ -135,13 +135,13 @@ def test_bytes_beyond_ascii_in_a_path(server: ServerProcess) -> None:
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_huge_heads(server: ServerProcess, data: bytes, pieces: int) -> None:
     size = -(-len(data) // pieces)
-    answer = exchange(server, *(data[at : at + size] for at in range(0, len(data), size)), ends=False)
+    answer = exchange(server, *(data[at : at + size] for at in range(0, len(data), size)))
     assert error_of(answer, 431)["code"] == "headers_too_large"
 
 
 def test_a_head_without_end_is_not_kept(server: ServerProcess) -> None:
     """Ten megabytes are never read."""
-    answer = exchange(server, b"GET / HTTP/1.1\r\nX: ", *[b"x" * (1 << 20)] * 10, ends=False)
+    answer = exchange(server, b"GET / HTTP/1.1\r\nX: ", *[b"x" * (1 << 20)] * 10)
     assert not answer or error_of(answer, 431)
 
 
@@ -154,7 +154,7 @@ def test_large_heads_that_are_allowed(server: ServerProcess) -> None:
 
 def test_a_body_shorter_than_its_length(server: ServerProcess) -> None:
     """The client that gives up has gone; nothing is left behind."""
-    answer = exchange(server, head("Content-Type: application/json", f"Content-Length: {len(BODY) + 100}") + BODY)
+    answer = exchange(server, head("Content-Type: application/json", f"Content-Length: {len(BODY) + 100}") + BODY, ends=True)
     assert statuses(answer) in ([], [499], [400])
 
 
@@ -162,7 +162,7 @@ def test_a_body_shorter_than_its_length(server: ServerProcess) -> None:
 @pytest.mark.parametrize("rest", [b"}", b"  more", b"\x00" * 5000, b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"], ids=repr)
 def test_a_body_longer_than_its_length(server: ServerProcess, body: bytes, rest: bytes) -> None:
     """The request is answered in full; what follows is not a request and ends the connection, without a word into the answer."""
-    answer = exchange(server, request(body) + rest, ends=False)
+    answer = exchange(server, request(body) + rest)
     assert statuses(answer)[0] == 200
     assert len(statuses(answer)) == 1
     if body is LONG_BODY:
@@ -175,11 +175,11 @@ def test_a_body_longer_than_its_length(server: ServerProcess, body: bytes, rest:
 def test_requests_behind_one_another(server: ServerProcess) -> None:
     """All that came before the nonsense is answered, in order."""
     version = head(path="/version", method="GET")
-    answer = exchange(server, request(LONG_BODY) + version + request() + b"nonsense\r\n\r\n", ends=False)
+    answer = exchange(server, request(LONG_BODY) + version + request() + b"nonsense\r\n\r\n")
     assert statuses(answer) == [200, 200, 200]
     assert answer.index(b"[DONE]") < answer.index(b'"version"') < answer.index(b'"text_completion"', answer.index(b'"version"'))
     broken = head("Content-Type: application/json", "Transfer-Encoding: chunked") + b"zzz\r\n"
-    assert statuses(exchange(server, request(LONG_BODY) + version + broken, ends=False)) == [200, 200]
+    assert statuses(exchange(server, request(LONG_BODY) + version + broken)) == [200, 200]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -199,10 +199,10 @@ def test_expect_continue(server: ServerProcess) -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
         connection.sendall(BODY)
         assert statuses(until_closed(connection)) == [200]
-    answer = exchange(server, head(*expects, f"Content-Length: {33 << 20}"), ends=False)
+    answer = exchange(server, head(*expects, f"Content-Length: {33 << 20}"))
     assert error_of(answer, 413)["code"] == "body_too_large"
     text = ("Content-Type: text/plain", *expects[1:])
-    assert error_of(exchange(server, head(*text, "Content-Length: 5"), ends=False), 415)
+    assert error_of(exchange(server, head(*text, "Content-Length: 5")), 415)
     assert statuses(exchange(server, request(BODY, "Expect: miracles", "Connection: close"))) == [200]
 
 
@@ -304,6 +304,25 @@ def test_bodies_that_are_no_json(server: ServerProcess, path: str, body: bytes) 
     assert len(response.json()["error"]["message"]) < 400
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"tokens": [' + b"1," * 5_000_000 + b"1]}",
+        b'{"prompt": "x", "messages": [' + b"[]," * 5_000_000 + b"[]]}",
+        b'{"chat_template_kwargs": {"a": [' + b"[[[[[]]]]]," * 1_000_000 + b"0]}}",
+        b"{" + b",".join(b'"%x":1' % i for i in range(1_000_000)) + b"}",
+        b'{"messages": [' + b'{"role":"user","content":"x"},' * 500_000 + b"{}]}",
+    ],
+    ids=["ids", "lists", "nested lists", "keys", "messages"],
+)
+def test_bodies_that_would_stop_the_streams(server: ServerProcess, path: str, body: bytes) -> None:
+    """What takes seconds to parse is refused before it is."""
+    response = server.http.post(server.url + path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["code"] == "body_too_complex"
+
+
 # -- what is slow -------------------------------------------------------------------------------------------------------
 
 
@@ -318,9 +337,9 @@ def impatient(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_a_body_that_stops(impatient: ServerProcess) -> None:
     promised = head("Content-Type: application/json", "Content-Length: 5000")
     for data in (promised, promised + BODY, head("Content-Type: application/json", "Transfer-Encoding: chunked") + b"5\r\nab"):
-        error = error_of(exchange(impatient, data, ends=False), 408)
+        error = error_of(exchange(impatient, data), 408)
         assert error["code"] == "request_timeout"
-    assert "5000" in error_of(exchange(impatient, promised + BODY, ends=False), 408)["message"]
+    assert "5000" in error_of(exchange(impatient, promised + BODY), 408)["message"]
 
 
 def test_a_body_that_is_slow_but_comes(impatient: ServerProcess) -> None:
@@ -333,10 +352,10 @@ def test_a_body_that_is_slow_but_comes(impatient: ServerProcess) -> None:
 
 
 def test_a_head_that_stops(impatient: ServerProcess) -> None:
-    assert error_of(exchange(impatient, b"POST /v1/compl", ends=False), 408)["code"] == "request_timeout"
-    assert exchange(impatient, b"", ends=False) == b""
+    assert error_of(exchange(impatient, b"POST /v1/compl"), 408)["code"] == "request_timeout"
+    assert exchange(impatient, b"") == b""
     version = head(path="/version", method="GET")
-    assert statuses(exchange(impatient, version, b"GET /ver", ends=False)) == [200, 408]
+    assert statuses(exchange(impatient, version, b"GET /ver")) == [200, 408]
 
 
 def test_an_idle_connection_is_kept(impatient: ServerProcess) -> None:

@@ -16,6 +16,11 @@ from octavo.server.sse import STATUS_CLIENT_LEFT
 SILENCE_S = 30.0
 """How long a body may pause; a ``Content-Length`` that promises more than is sent ends here."""
 
+MAX_VALUES = 1 << 20
+MAX_FIELDS = 100_000
+"""Values (token ids, above all) and fields in one body, counted before it is parsed by its commas and brackets, and its colons; those in
+strings count, too. More of them would keep the event loop, and every stream, for longer than half a second."""
+
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s;\"]*)")
 
 T = TypeVar("T", bound=BaseModel)
@@ -58,7 +63,18 @@ async def read_raw(request: Request, max_bytes: int) -> bytes:
             raise APIError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
     if too_large:
         raise APIError(413, f"the body is larger than {max_bytes} bytes", code="body_too_large", headers={"Connection": "close"})
-    return bytes(body)
+    raw = bytes(body)
+    if len(raw) > MAX_FIELDS:
+        _check_size(raw)
+    return raw
+
+
+def _check_size(raw: bytes) -> None:
+    for what, marks, most in (("values", b",[{", MAX_VALUES), ("fields", b":", MAX_FIELDS)):
+        found = sum(raw.count(mark) for mark in marks)
+        if found > most:
+            signs = " ".join(chr(mark) for mark in marks)
+            raise APIError(400, f"the body has more than {most} {what}, counted by {signs} ({found})", code="body_too_complex")
 
 
 def _check_headers(request: Request) -> None:

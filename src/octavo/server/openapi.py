@@ -18,9 +18,9 @@ from octavo.server.protocol import ChatCompletionRequest, CompletionRequest, Det
 DESCRIPTION = """\
 The OpenAI API, served by a PagedAttention engine on ordinary CPUs.
 
-Bodies are JSON in UTF-8. Types are exact and unknown fields are refused, each with an error that names the field; of a key that occurs
-twice in an object the last one counts. A prompt that overflows the model's context is refused (`context_length_exceeded`) unless
-`truncate_prompt_tokens` allows it to be cut."""
+Bodies are JSON in UTF-8, with at most a million values and a hundred thousand fields. Types are exact and unknown fields are refused,
+each with an error that names the field; of a key that occurs twice in an object the last one counts. A prompt that overflows the
+model's context is refused (`context_length_exceeded`) unless `truncate_prompt_tokens` allows it to be cut."""
 
 _ERRORS = {
     400: "The request is malformed, or asks for what cannot be done; the message names the field and the value.",

@@ -25,7 +25,7 @@ MAX_CHOICES = 2048
 MAX_STOP_CHARS = 1024
 """Of one stop string; a stream holds back that much of its end."""
 
-MAX_DETOKENIZED = 1 << 20
+MAX_DETOKENIZED = 1_000_000
 """Token ids in one request to ``/detokenize``."""
 
 DEFAULT_COMPLETION_TOKENS = 16
