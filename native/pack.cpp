@@ -1,15 +1,15 @@
 #include "pack.hpp"
 
 #include <algorithm>
-#include <bit>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "reround.hpp"
+
 namespace octavo {
 namespace {
-
-constexpr std::int64_t kVectorBytes = 64;  // of an integer panel: 16 columns of 4 bytes
 
 template <class T>
 T read(const std::uint8_t* p) {
@@ -18,56 +18,124 @@ T read(const std::uint8_t* p) {
   return value;
 }
 
-float half_to_float(std::uint16_t half) {
-  const std::uint32_t sign = (half & 0x8000u) << 16;
-  const std::uint32_t exponent = (half >> 10) & 31u;
-  const std::uint32_t mantissa = half & 1023u;
-  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exact in float
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
-  }
-  const std::uint32_t rebiased = exponent == 31 ? 255u : exponent + 112u;
-  return std::bit_cast<float>(sign | rebiased << 23 | mantissa << 13);
-}
-
-// -8 * half as a half, exactly. False if that is not finite.
-bool minus_eight_times(std::uint16_t half, std::uint16_t& result) {
-  const std::uint32_t sign = ~half & 0x8000u;
-  std::uint32_t exponent = (half >> 10) & 31u;
-  std::uint32_t mantissa = half & 1023u;
-  if (exponent == 0) {  // in units of 2^-24; the three bits shifted in are zeros, so normalising is exact
-    mantissa <<= 3;
-    if (mantissa >= 1024) {
-      for (exponent = 1; mantissa >= 2048; ++exponent) mantissa >>= 1;
-      mantissa -= 1024;
-    }
-  } else {
-    exponent += 3;
-    if (exponent >= 31) return false;
-  }
-  result = static_cast<std::uint16_t>(sign | exponent << 10 | mantissa);
-  return true;
-}
+void write_half(std::uint8_t* p, std::uint16_t half) { std::memcpy(p, &half, sizeof half); }
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-const char* name(SourceType source) {
-  switch (source) {
-    case SourceType::F32:
-      return "F32";
-    case SourceType::F16:
-      return "F16";
-    case SourceType::BF16:
-      return "BF16";
-    case SourceType::Q8_0:
-      return "Q8_0";
-    case SourceType::Q4_0:
-      return "Q4_0";
-    case SourceType::Q4_1:
-      return "Q4_1";
+void pack_column_f32(SourceType source, const std::uint8_t* row, std::int64_t k, std::int64_t column,
+                     std::uint8_t* panel) {
+  const auto put = [&](std::int64_t i, float value) {
+    std::memcpy(panel + (i * kPanelColumns + column) * 4, &value, 4);
+  };
+  if (float_source(source)) {
+    const std::int64_t bytes = block_shape(source).bytes;
+    for (std::int64_t i = 0; i < k; ++i, row += bytes) {
+      float value;
+      read_floats(source, row, 1, &value);
+      put(i, value);
+    }
+    return;
   }
-  refuse("unknown source type " + std::to_string(static_cast<int>(source)));
+  SourceGroup group;
+  for (std::int64_t g = 0; g < k / kGroup; ++g) {
+    read_group(source, row, g, group);
+    for (int i = 0; i < kGroup; ++i) {
+      put(g * kGroup + i, group.scale[i / 16] * static_cast<float>(group.q[i]) + group.minimum[i / 16]);
+    }
+  }
 }
+
+void pack_column_f16(const std::uint8_t* row, std::int64_t k, std::int64_t column, std::uint8_t* panel) {
+  for (std::int64_t i = 0; i < k; ++i) std::memcpy(panel + (i * kPanelColumns + column) * 2, row + i * 2, 2);
+}
+
+void pack_column_int8(SourceType source, const std::uint8_t* row, std::int64_t groups, std::int64_t column,
+                      std::uint8_t* panel) {
+  SourceGroup group;
+  for (std::int64_t g = 0; g < groups; ++g, panel += panel_bytes(WeightFormat::INT8_G32, kGroup)) {
+    read_group(source, row, g, group);
+    std::uint16_t scale = float_to_half(group.scale[0]);
+    if (source == SourceType::Q6_K) {
+      const Rerounded fit = reround_signed(group);
+      scale = fit.scale;
+      std::copy_n(fit.q, kGroup, group.q);
+    }
+    write_half(panel + column * 2, scale);
+    std::uint8_t* vectors = panel + 32 + column * 4;
+    for (int j = 0; j < 8; ++j) std::memcpy(vectors + j * kVectorBytes, group.q + 4 * j, 4);
+  }
+}
+
+// The quants of one column of a group; `vectors` points at the column's bytes.
+void write_nibbles(const std::int8_t* q, bool fifth_bits, std::uint8_t* vectors) {
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 4; ++i) {
+      const int low = q[8 * j + i] & 15, high = q[8 * j + 4 + i] & 15;
+      vectors[j * kVectorBytes + i] = static_cast<std::uint8_t>(low | high << 4);
+    }
+  }
+  if (!fifth_bits) return;
+  for (int i = 0; i < 4; ++i) {
+    int bits = 0;
+    for (int b = 0; b < 8; ++b) bits |= (q[4 * b + i] >> 4) << b;
+    vectors[4 * kVectorBytes + i] = static_cast<std::uint8_t>(bits);
+  }
+}
+
+void pack_column_nibbles(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
+                         std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
+  const NibbleLayout layout = nibble_layout(target);
+  SourceGroup group;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
+    const std::int64_t place = g % layout.groups;
+    read_group(source, row, g, group);
+    if (two_level(target)) {
+      const TwoLevelScale f = read_two_level_scale(source, row, g);
+      write_half(header + column * 2, f.d);
+      write_half(header + 32 + column * 2, f.m ^ 0x8000);
+      header[64 + place * 32 + column] = f.s;
+      header[64 + place * 32 + 16 + column] = f.t;
+    } else {
+      std::uint16_t scale = float_to_half(group.scale[0]), minimum = float_to_half(group.minimum[0]);
+      if (!packs_exactly(source)) {
+        const Rerounded fit = reround_with_minimum(group, five_bits(target) ? 31 : 15);
+        scale = fit.scale, minimum = fit.minimum;
+        std::copy_n(fit.q, kGroup, group.q);
+      } else if ((source == SourceType::Q4_0 || source == SourceType::Q5_0) && !std::isfinite(half_to_float(minimum))) {
+        refuse(std::string(name(source)) + " scale " + std::to_string(group.scale[0]) + " of row " +
+               std::to_string(row_index) + ", block " + std::to_string(g) + ": " +
+               (source == SourceType::Q4_0 ? "-8" : "-16") + " times it is not a finite half");
+      }
+      write_half(header + column * 2, scale);
+      write_half(header + 32 + column * 2, minimum);
+    }
+    write_nibbles(group.q, five_bits(target), header + layout.header_bytes + place * layout.group_bytes + column * 4);
+  }
+}
+
+void dequantize_nibbles(const PackedMatrix& w, std::int64_t column, const std::uint8_t* panel, float* out) {
+  const NibbleLayout layout = nibble_layout(w.format);
+  for (std::int64_t g = 0; g < w.k / kGroup; ++g, out += kGroup) {
+    const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
+    const std::int64_t place = g % layout.groups;
+    float scale = half_to_float(read<std::uint16_t>(header + column * 2));
+    float minimum = half_to_float(read<std::uint16_t>(header + 32 + column * 2));
+    if (two_level(w.format)) {
+      scale *= static_cast<float>(header[64 + place * 32 + column]);
+      minimum *= static_cast<float>(header[64 + place * 32 + 16 + column]);
+    }
+    const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
+    for (int i = 0; i < kGroup; ++i) {
+      const int byte = vectors[i / 8 * kVectorBytes + i % 4];
+      int q = i % 8 < 4 ? byte & 15 : byte >> 4;
+      if (five_bits(w.format)) q |= (vectors[4 * kVectorBytes + i % 4] >> (i / 4) & 1) << 4;
+      out[i] = scale * static_cast<float>(q) + minimum;
+    }
+  }
+}
+
+}  // namespace
 
 const char* name(WeightFormat format) {
   switch (format) {
@@ -79,126 +147,17 @@ const char* name(WeightFormat format) {
       return "INT8_G32";
     case WeightFormat::INT4_G32:
       return "INT4_G32";
+    case WeightFormat::INT5_G32:
+      return "INT5_G32";
+    case WeightFormat::INT4_K:
+      return "INT4_K";
+    case WeightFormat::INT5_K:
+      return "INT5_K";
   }
   refuse("unknown weight format " + std::to_string(static_cast<int>(format)));
 }
 
-// Weights and bytes of one block.
-struct BlockShape {
-  std::int64_t length;
-  std::int64_t bytes;
-};
-
-BlockShape block_shape(SourceType source) {
-  switch (source) {
-    case SourceType::F32:
-      return {1, 4};
-    case SourceType::F16:
-      return {1, 2};
-    case SourceType::BF16:
-      return {1, 2};
-    case SourceType::Q8_0:
-      return {kGroup, 34};
-    case SourceType::Q4_0:
-      return {kGroup, 18};
-    case SourceType::Q4_1:
-      return {kGroup, 20};
-  }
-  refuse("unknown source type " + std::to_string(static_cast<int>(source)));
-}
-
-// Weights i of a block in float.
-void dequantize_block(SourceType source, const std::uint8_t* block, float* out) {
-  switch (source) {
-    case SourceType::F32:
-      *out = read<float>(block);
-      return;
-    case SourceType::F16:
-      *out = half_to_float(read<std::uint16_t>(block));
-      return;
-    case SourceType::BF16:
-      *out = std::bit_cast<float>(static_cast<std::uint32_t>(read<std::uint16_t>(block)) << 16);
-      return;
-    case SourceType::Q8_0: {
-      const float d = half_to_float(read<std::uint16_t>(block));
-      for (int i = 0; i < kGroup; ++i) out[i] = d * static_cast<float>(static_cast<std::int8_t>(block[2 + i]));
-      return;
-    }
-    case SourceType::Q4_0: {
-      const float d = half_to_float(read<std::uint16_t>(block));
-      for (int i = 0; i < 16; ++i) {
-        out[i] = d * static_cast<float>((block[2 + i] & 15) - 8);
-        out[i + 16] = d * static_cast<float>((block[2 + i] >> 4) - 8);
-      }
-      return;
-    }
-    case SourceType::Q4_1: {
-      const float d = half_to_float(read<std::uint16_t>(block));
-      const float m = half_to_float(read<std::uint16_t>(block + 2));
-      for (int i = 0; i < 16; ++i) {
-        out[i] = d * static_cast<float>(block[4 + i] & 15) + m;
-        out[i + 16] = d * static_cast<float>(block[4 + i] >> 4) + m;
-      }
-      return;
-    }
-  }
-}
-
-void pack_column_f32(SourceType source, const std::uint8_t* row, std::int64_t k, std::int64_t column,
-                     std::uint8_t* panel) {
-  const BlockShape block = block_shape(source);
-  float values[kGroup];
-  for (std::int64_t k0 = 0; k0 < k; k0 += block.length, row += block.bytes) {
-    dequantize_block(source, row, values);
-    for (std::int64_t i = 0; i < block.length; ++i) {
-      std::memcpy(panel + ((k0 + i) * kPanelColumns + column) * 4, &values[i], 4);
-    }
-  }
-}
-
-void pack_column_f16(const std::uint8_t* row, std::int64_t k, std::int64_t column, std::uint8_t* panel) {
-  for (std::int64_t i = 0; i < k; ++i) std::memcpy(panel + (i * kPanelColumns + column) * 2, row + i * 2, 2);
-}
-
-void pack_column_int8(const std::uint8_t* row, std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
-  for (std::int64_t g = 0; g < groups; ++g, row += 34, panel += panel_bytes(WeightFormat::INT8_G32, kGroup)) {
-    std::memcpy(panel + column * 2, row, 2);
-    std::uint8_t* vectors = panel + 32 + column * 4;
-    for (int j = 0; j < 8; ++j) std::memcpy(vectors + j * kVectorBytes, row + 2 + 4 * j, 4);
-  }
-}
-
-void pack_column_int4(SourceType source, const std::uint8_t* row, std::int64_t row_index, std::int64_t groups,
-                      std::int64_t column, std::uint8_t* panel) {
-  const std::int64_t block_bytes = block_shape(source).bytes;
-  for (std::int64_t g = 0; g < groups; ++g, row += block_bytes, panel += panel_bytes(WeightFormat::INT4_G32, kGroup)) {
-    const auto scale = read<std::uint16_t>(row);
-    std::uint16_t minimum = 0;
-    if (source == SourceType::Q4_1) {
-      minimum = read<std::uint16_t>(row + 2);
-    } else if (!minus_eight_times(scale, minimum)) {
-      refuse("Q4_0 scale " + std::to_string(half_to_float(scale)) + " of row " + std::to_string(row_index) +
-             ", block " + std::to_string(g) + ": -8 times it is not a finite half");
-    }
-    std::memcpy(panel + column * 2, &scale, 2);
-    std::memcpy(panel + 32 + column * 2, &minimum, 2);
-
-    const std::uint8_t* q = row + block_bytes - 16;
-    std::uint8_t* vectors = panel + 64 + column * 4;
-    for (int j = 0; j < 4; ++j) {  // k = 8j … 8j+7; the source pairs weight i with weight i + 16, the panel with i + 4
-      for (int i = 0; i < 4; ++i) {
-        const int at = 8 * (j & 1) + i;
-        const int low = j < 2 ? q[at] & 15 : q[at] >> 4;
-        const int high = j < 2 ? q[at + 4] & 15 : q[at + 4] >> 4;
-        vectors[j * kVectorBytes + i] = static_cast<std::uint8_t>(low | high << 4);
-      }
-    }
-  }
-}
-
-}  // namespace
-
-WeightFormat lossless_format(SourceType source) {
+WeightFormat packed_format(SourceType source) {
   switch (source) {
     case SourceType::F32:
     case SourceType::BF16:
@@ -206,12 +165,34 @@ WeightFormat lossless_format(SourceType source) {
     case SourceType::F16:
       return WeightFormat::F16;
     case SourceType::Q8_0:
+    case SourceType::Q6_K:
+    case SourceType::IQ4_NL:
+    case SourceType::IQ4_XS:
       return WeightFormat::INT8_G32;
     case SourceType::Q4_0:
     case SourceType::Q4_1:
+    case SourceType::Q2_K:
+    case SourceType::Q3_K:
       return WeightFormat::INT4_G32;
+    case SourceType::Q5_0:
+    case SourceType::Q5_1:
+      return WeightFormat::INT5_G32;
+    case SourceType::Q4_K:
+      return WeightFormat::INT4_K;
+    case SourceType::Q5_K:
+      return WeightFormat::INT5_K;
   }
   refuse("unknown source type " + std::to_string(static_cast<int>(source)));
+}
+
+bool packs_exactly(SourceType source) {
+  return source != SourceType::Q2_K && source != SourceType::Q3_K && source != SourceType::Q6_K &&
+         source != SourceType::IQ4_XS;
+}
+
+double bits_per_weight(WeightFormat format) {
+  constexpr std::int64_t kInputs = 256;
+  return static_cast<double>(panel_bytes(format, kInputs)) * 8 / static_cast<double>(kInputs * kPanelColumns);
 }
 
 std::size_t source_row_bytes(SourceType source, std::int64_t k) {
@@ -226,17 +207,17 @@ std::size_t source_row_bytes(SourceType source, std::int64_t k) {
 std::size_t packed_bytes(WeightFormat format, std::int64_t n, std::int64_t k) {
   if (n < 1) refuse("n = " + std::to_string(n) + ": a packed matrix has at least one output column");
   if (k < 1) refuse("k = " + std::to_string(k) + ": a packed matrix has at least one input");
-  if (quantised(format) && k % kGroup != 0) {
-    refuse("k = " + std::to_string(k) + ": " + name(format) + " needs a multiple of " + std::to_string(kGroup));
+  if (k % k_unit(format) != 0) {
+    refuse("k = " + std::to_string(k) + ": " + name(format) + " needs a multiple of " + std::to_string(k_unit(format)));
   }
   return static_cast<std::size_t>((n + kPanelColumns - 1) / kPanelColumns * panel_bytes(format, k));
 }
 
 void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::int64_t n, std::int64_t k,
           std::int64_t panel_begin, std::int64_t panel_end, std::uint8_t* dst) {
-  if (target != WeightFormat::F32 && target != lossless_format(source)) {
+  if (target != WeightFormat::F32 && target != packed_format(source)) {
     refuse(std::string("cannot pack ") + name(source) + " as " + name(target) + ": only as " +
-           name(lossless_format(source)) + " or F32");
+           name(packed_format(source)) + " or F32");
   }
   packed_bytes(target, n, k);
   const std::size_t row_bytes = source_row_bytes(source, k);
@@ -261,10 +242,13 @@ void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::
           pack_column_f16(row, k, c, panel);
           break;
         case WeightFormat::INT8_G32:
-          pack_column_int8(row, k / kGroup, c, panel);
+          pack_column_int8(source, row, k / kGroup, c, panel);
           break;
         case WeightFormat::INT4_G32:
-          pack_column_int4(source, row, row_index, k / kGroup, c, panel);
+        case WeightFormat::INT5_G32:
+        case WeightFormat::INT4_K:
+        case WeightFormat::INT5_K:
+          pack_column_nibbles(source, target, row, row_index, k / kGroup, c, panel);
           break;
       }
     }
@@ -292,16 +276,10 @@ void dequantize_row(const PackedMatrix& w, std::int64_t row, float* out) {
       }
       return;
     case WeightFormat::INT4_G32:
-      for (std::int64_t g = 0; g < w.k / kGroup; ++g, panel += 320, out += kGroup) {
-        const float scale = half_to_float(read<std::uint16_t>(panel + column * 2));
-        const float minimum = half_to_float(read<std::uint16_t>(panel + 32 + column * 2));
-        const std::uint8_t* vectors = panel + 64 + column * 4;
-        for (int i = 0; i < kGroup; ++i) {
-          const int byte = vectors[i / 8 * kVectorBytes + i % 4];
-          out[i] = scale * static_cast<float>(i % 8 < 4 ? byte & 15 : byte >> 4) + minimum;
-        }
-      }
-      return;
+    case WeightFormat::INT5_G32:
+    case WeightFormat::INT4_K:
+    case WeightFormat::INT5_K:
+      return dequantize_nibbles(w, column, panel, out);
   }
 }
 

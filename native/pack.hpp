@@ -5,32 +5,32 @@
 #include <cstdint>
 
 #include "packed.hpp"
+#include "source.hpp"
 
 namespace octavo {
 
-// Row-major (n, k) blocks as GGUF stores them; the layouts are those of ggml's ggml-common.h, little-endian.
-enum class SourceType : std::uint8_t {
-  F32,
-  F16,
-  BF16,
-  Q8_0,  // 32 weights: half d, 32 signed bytes q; weight = d * q                                          (34 bytes)
-  Q4_0,  // 32 weights: half d, 16 bytes; byte i holds q of weight i low, of i + 16 high; weight = d * (q - 8)  (18)
-  Q4_1,  // 32 weights: half d, half m, 16 bytes as in Q4_0; weight = d * q + m                                (20)
-};
+// The format that holds weights of `source` exactly or, where only a much larger one would, closely.
+WeightFormat packed_format(SourceType source);
 
-// The format that holds every weight of `source` exactly, at the least size.
-WeightFormat lossless_format(SourceType source);
+// Whether packed_format(source) holds every weight exactly. Otherwise scales are rounded to halves (IQ4_XS), or the two
+// scales of a group of 32 become one (Q2_K, Q3_K, Q6_K).
+bool packs_exactly(SourceType source);
+
+inline WeightFormat lossless_format(SourceType source) { return packed_format(source); }
+
+const char* name(WeightFormat format);
+double bits_per_weight(WeightFormat format);  // scales included, padding not
 
 // Bytes of one row of k weights. Throws std::invalid_argument if k is not a positive whole number of blocks.
 std::size_t source_row_bytes(SourceType source, std::int64_t k);
 
-// Bytes of a packed (n, k) matrix. Throws std::invalid_argument on n or k below 1, or k % 32 != 0 for integer formats.
+// Bytes of a packed (n, k) matrix. Throws std::invalid_argument on n or k below 1, or k % k_unit(format) != 0.
 std::size_t packed_bytes(WeightFormat format, std::int64_t n, std::int64_t k);
 
-// Packs columns of panels panel_begin … panel_end-1 of the (n, k) matrix at `src`. `target` is lossless_format(source),
+// Packs columns of panels panel_begin … panel_end-1 of the (n, k) matrix at `src`. `target` is packed_format(source),
 // or F32 for any source: its weights dequantised. `dst` is the start of the whole packed matrix; only the bytes of
 // those panels are written. Throws std::invalid_argument if the shape, the target or the range does not fit, or if
-// a Q4_0 scale d is such that the minimum -8 d is not a finite half.
+// a scale d of Q4_0 or Q5_0 is such that the minimum -8 d or -16 d is not a finite half.
 void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::int64_t n, std::int64_t k,
           std::int64_t panel_begin, std::int64_t panel_end, std::uint8_t* dst);
 

@@ -1,7 +1,8 @@
-// Times the linear kernels on the shapes of SmolLM2-135M: 30 layers of distinct weights, so every layer comes from
-// memory as it does in a model, and the head. Each operation quantises its rows (integer formats) and multiplies, cut
-// over the threads by panels. Times are the 10th percentile per shape, summed over a step; limits are measured first.
-// With one thread they are of processor time, which other work on the machine disturbs less.
+// Times the linear kernels on the shapes of SmolLM2-135M (inputs rounded up to whole blocks of the format: 576 to 768
+// in the K formats): 30 layers of distinct weights, so every layer comes from memory as it does in a model, and the
+// head. Each operation quantises its rows (integer formats) and multiplies, cut over the threads by panels. Times are
+// the 10th percentile per shape, summed over a step; limits are measured first. With one thread they are of processor
+// time, which other work on the machine disturbs less.
 //
 //   cd native && mkdir -p /tmp/bench_linear && cd /tmp/bench_linear && N=$OLDPWD
 //   F="-O3 -std=c++20 -ffp-contract=off -pthread -I$N"
@@ -9,7 +10,7 @@
 //   for f in $N/kernels/avx2/linear*.cpp; do g++ $F -mavx2 -mfma -mf16c -c $f -o 2_$(basename $f).o; done
 //   for f in $N/kernels/avx512/linear*.cpp; do g++ $F -mfma -mf16c $V -c $f -o 512_$(basename $f).o; done
 //   g++ $F -DOCTAVO_HAVE_AVX512 $N/../benchmarks/kernels/linear.cpp *.o -o bench_linear
-//   ./bench_linear [--isa avx2|avx512] [--threads 2] [--format int4] [--rows 1,8,64] [--seconds 0.5] [--padding 0]
+//   ./bench_linear [--isa avx2|avx512] [--threads 2] [--format int4k] [--rows 1,8,64] [--seconds 0.5] [--padding 0]
 #include <immintrin.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -113,10 +114,10 @@ struct FormatName {
   const char* name;
   WeightFormat format;
 };
-constexpr FormatName kFormats[] = {{"f32", WeightFormat::F32},
-                                   {"f16", WeightFormat::F16},
-                                   {"int8", WeightFormat::INT8_G32},
-                                   {"int4", WeightFormat::INT4_G32}};
+constexpr FormatName kFormats[] = {{"f32", WeightFormat::F32},       {"f16", WeightFormat::F16},
+                                   {"int8", WeightFormat::INT8_G32}, {"int5", WeightFormat::INT5_G32},
+                                   {"int4", WeightFormat::INT4_G32}, {"int5k", WeightFormat::INT5_K},
+                                   {"int4k", WeightFormat::INT4_K}};
 
 // Plausible bytes: floats around 1, quants of any value, scales around 2^-7.
 void fill(const PackedMatrix& w, std::uint8_t* data) {
@@ -131,8 +132,9 @@ void fill(const PackedMatrix& w, std::uint8_t* data) {
     std::memcpy(data + i, &value, 8);
   }
   if (!quantised(w.format)) return;
-  const std::int64_t group = panel_bytes(w.format, kGroup), halves = w.format == WeightFormat::INT4_G32 ? 32 : 16;
-  for (std::int64_t g = 0; g < bytes; g += group) {
+  const bool int8 = w.format == WeightFormat::INT8_G32;
+  const std::int64_t block = panel_bytes(w.format, k_unit(w.format)), halves = int8 ? 16 : 32;
+  for (std::int64_t g = 0; g < bytes; g += block) {
     for (std::int64_t i = 0; i < halves; ++i) {
       const auto half = static_cast<std::uint16_t>(0x2000 + (g + i) % 512);
       std::memcpy(data + g + 2 * i, &half, 2);
@@ -183,8 +185,12 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
                  const std::vector<std::int64_t>& row_counts, double seconds, std::int64_t padding) {
   std::vector<PackedMatrix> matrices;
   double layer_bytes = 0, layer_weights = 0;
+  const auto inputs = [&](const Shape& shape) {
+    const std::int64_t unit = k_unit(format.format);
+    return (shape.k + unit - 1) / unit * unit;
+  };
   const auto add = [&](const Shape& shape) {
-    PackedMatrix w{format.format, shape.n, shape.k, nullptr};
+    PackedMatrix w{format.format, shape.n, inputs(shape), nullptr};
     const std::int64_t bytes = num_panels(w) * panel_bytes(w.format, w.k);
     auto* data = allocate<std::uint8_t>(static_cast<std::size_t>(bytes));
     fill(w, data);
@@ -194,9 +200,9 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
   };
   for (int l = 0; l < kLayers; ++l) {
     for (const Shape& shape : kLayer)
-      layer_bytes += add(shape), layer_weights += static_cast<double>(shape.n * shape.k);
+      layer_bytes += add(shape), layer_weights += static_cast<double>(shape.n * inputs(shape));
   }
-  const double head_bytes = add(kHead), head_weights = static_cast<double>(kHead.n * kHead.k);
+  const double head_bytes = add(kHead), head_weights = static_cast<double>(kHead.n * inputs(kHead));
   Rows rows;
   for (std::int64_t i = 0; i < kMostRows * kMostInputs; ++i)
     rows.x[i] = static_cast<float>((i * 2654435761u >> 8) % 2001) / 1000 - 1;
@@ -217,7 +223,7 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
     for (int s = 0; s < 4; ++s) {
       const double t = percentile10(times[s]);
       layers += kLayers * t;
-      shape_gops[s] = 2 * static_cast<double>(kLayer[s].n * kLayer[s].k * m) / t / 1e9;
+      shape_gops[s] = 2 * static_cast<double>(kLayer[s].n * inputs(kLayer[s]) * m) / t / 1e9;
     }
     const double head = percentile10(times[4]), rows_m = static_cast<double>(m);
     std::printf("%-5s %4d | %7.3f ms %7.1f %7.0f | %7.0f %7.0f %7.0f %7.0f | %9.3f %7.1f %7.0f\n", format.name,

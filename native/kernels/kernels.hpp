@@ -16,7 +16,7 @@ struct Activations {
   std::int64_t ldf;
   const std::int8_t* q;  // (m, k) bytes in [-127, 127], row stride k
   const float* scale;    // (m, k / 32)
-  const float* sum;      // (m, k / 32): scale * sum of the group's q, for INT4's minimum
+  const float* sum;      // (m, k / 32): scale * sum of the group's q, for the minimum of INT4 and INT5
 };
 
 // out = x W^T (+ bias) (+ residual); residual may alias out. Only the matrix's n columns are written.

@@ -1,5 +1,5 @@
 // The AVX2 family's linear kernels: the table, the quantiser of activations, and the choice by weight format.
-// The products are in linear_float.cpp, linear_int8.cpp and linear_int4.cpp.
+// The products are in linear_float.cpp, linear_int8.cpp and linear_nibbles.cpp.
 #include "linear_simd.hpp"
 
 namespace octavo {
@@ -71,7 +71,10 @@ void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::in
     case WeightFormat::INT8_G32:
       return linear_int8(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT4_G32:
-      return linear_int4(w, a, m, panel_begin, panel_end, out);
+    case WeightFormat::INT5_G32:
+    case WeightFormat::INT4_K:
+    case WeightFormat::INT5_K:
+      return linear_nibbles(w, a, m, panel_begin, panel_end, out);
   }
 }
 

@@ -1,0 +1,208 @@
+#include "source.hpp"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace octavo {
+namespace {
+
+// The levels of IQ4_NL and IQ4_XS.
+constexpr std::int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+template <class T>
+T read(const std::uint8_t* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+float read_half(const std::uint8_t* p) { return half_to_float(read<std::uint16_t>(p)); }
+
+// Field e of `Bits` bits: a run of `Run` bytes holds Run fields in its lowest bits, the next Run in the bits above, and
+// so on.
+template <int Run, int Bits>
+int field(const std::uint8_t* p, int e) {
+  constexpr int kPerRun = Run * 8 / Bits;
+  const int within = e % kPerRun;
+  return p[e / kPerRun * Run + within % Run] >> (within / Run * Bits) & ((1 << Bits) - 1);
+}
+
+template <class Quant>
+void fill(SourceGroup& out, float scale, float minimum, Quant quant) {
+  out.scale[0] = out.scale[1] = scale;
+  out.minimum[0] = out.minimum[1] = minimum;
+  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<std::int8_t>(quant(i));
+}
+
+template <class Scale, class Minimum, class Quant>
+void fill_halves(SourceGroup& out, Scale scale, Minimum minimum, Quant quant) {
+  for (int h = 0; h < 2; ++h) out.scale[h] = scale(h), out.minimum[h] = minimum(h);
+  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<std::int8_t>(quant(i));
+}
+
+}  // namespace
+
+const char* name(SourceType source) {
+  switch (source) {
+    case SourceType::F32:
+      return "F32";
+    case SourceType::F16:
+      return "F16";
+    case SourceType::BF16:
+      return "BF16";
+    case SourceType::Q8_0:
+      return "Q8_0";
+    case SourceType::Q4_0:
+      return "Q4_0";
+    case SourceType::Q4_1:
+      return "Q4_1";
+    case SourceType::Q5_0:
+      return "Q5_0";
+    case SourceType::Q5_1:
+      return "Q5_1";
+    case SourceType::Q2_K:
+      return "Q2_K";
+    case SourceType::Q3_K:
+      return "Q3_K";
+    case SourceType::Q4_K:
+      return "Q4_K";
+    case SourceType::Q5_K:
+      return "Q5_K";
+    case SourceType::Q6_K:
+      return "Q6_K";
+    case SourceType::IQ4_NL:
+      return "IQ4_NL";
+    case SourceType::IQ4_XS:
+      return "IQ4_XS";
+  }
+  throw std::invalid_argument("unknown source type " + std::to_string(static_cast<int>(source)));
+}
+
+BlockShape block_shape(SourceType source) {
+  switch (source) {
+    case SourceType::F32:
+      return {1, 4};
+    case SourceType::F16:
+    case SourceType::BF16:
+      return {1, 2};
+    case SourceType::Q8_0:
+      return {32, 34};
+    case SourceType::Q4_0:
+    case SourceType::IQ4_NL:
+      return {32, 18};
+    case SourceType::Q4_1:
+      return {32, 20};
+    case SourceType::Q5_0:
+      return {32, 22};
+    case SourceType::Q5_1:
+      return {32, 24};
+    case SourceType::Q2_K:
+      return {256, 84};
+    case SourceType::Q3_K:
+      return {256, 110};
+    case SourceType::Q4_K:
+      return {256, 144};
+    case SourceType::Q5_K:
+      return {256, 176};
+    case SourceType::Q6_K:
+      return {256, 210};
+    case SourceType::IQ4_XS:
+      return {256, 136};
+  }
+  throw std::invalid_argument("unknown source type " + std::to_string(static_cast<int>(source)));
+}
+
+TwoLevelScale read_two_level_scale(SourceType source, const std::uint8_t* row, std::int64_t g) {
+  const std::uint8_t* b = row + g / 8 * block_shape(source).bytes;
+  const std::uint8_t* p = b + 4;  // 12 bytes: six bits of s and t of the first four groups, the rest around them
+  const auto i = static_cast<int>(g % 8);
+  int s, t;
+  if (i < 4) {
+    s = p[i] & 63, t = p[i + 4] & 63;
+  } else {
+    s = (p[i + 4] & 15) | (p[i - 4] >> 6) << 4;
+    t = p[i + 4] >> 4 | (p[i] >> 6) << 4;
+  }
+  return {read<std::uint16_t>(b), read<std::uint16_t>(b + 2), static_cast<std::uint8_t>(s),
+          static_cast<std::uint8_t>(t)};
+}
+
+void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, SourceGroup& out) {
+  const BlockShape shape = block_shape(source);
+  const std::int64_t groups = shape.length / 32;
+  const std::uint8_t* b = row + g / groups * shape.bytes;
+  const int sub = static_cast<int>(g % groups), e = 32 * sub;  // the group's and its first weight's place in the block
+  const auto none = [](int) { return 0.0f; };
+  switch (source) {
+    case SourceType::F32:
+    case SourceType::F16:
+    case SourceType::BF16:
+      break;
+    case SourceType::Q8_0:
+      return fill(out, read_half(b), 0, [=](int i) { return b[2 + i]; });
+    case SourceType::Q4_0:
+      return fill(out, read_half(b), -8 * read_half(b), [=](int i) { return field<16, 4>(b + 2, i); });
+    case SourceType::Q4_1:
+      return fill(out, read_half(b), read_half(b + 2), [=](int i) { return field<16, 4>(b + 4, i); });
+    case SourceType::Q5_0:
+      return fill(out, read_half(b), -16 * read_half(b),
+                  [=](int i) { return field<16, 4>(b + 6, i) | field<1, 1>(b + 2, i) << 4; });
+    case SourceType::Q5_1:
+      return fill(out, read_half(b), read_half(b + 2),
+                  [=](int i) { return field<16, 4>(b + 8, i) | field<1, 1>(b + 4, i) << 4; });
+    case SourceType::IQ4_NL:
+      return fill(out, read_half(b), 0, [=](int i) { return kIq4Levels[field<16, 4>(b + 2, i)]; });
+    case SourceType::Q4_K:
+    case SourceType::Q5_K: {
+      const TwoLevelScale f = read_two_level_scale(source, row, g);
+      const float scale = half_to_float(f.d) * f.s, minimum = -(half_to_float(f.m) * f.t);
+      if (source == SourceType::Q4_K)
+        return fill(out, scale, minimum, [=](int i) { return field<32, 4>(b + 16, e + i); });
+      return fill(out, scale, minimum,
+                  [=](int i) { return field<32, 4>(b + 48, e + i) | field<32, 1>(b + 16, e + i) << 4; });
+    }
+    case SourceType::Q2_K: {
+      const float d = read_half(b + 80), m = read_half(b + 82);
+      return fill_halves(
+          out, [=](int h) { return d * static_cast<float>(b[2 * sub + h] & 15); },
+          [=](int h) { return -(m * static_cast<float>(b[2 * sub + h] >> 4)); },
+          [=](int i) { return field<32, 2>(b + 16, e + i); });
+    }
+    case SourceType::Q3_K: {
+      const float d = read_half(b + 108);
+      const auto scale = [=](int h) {
+        const int s = field<8, 4>(b + 96, 2 * sub + h) | field<4, 2>(b + 104, 2 * sub + h) << 4;
+        return d * static_cast<float>(s - 32);
+      };
+      return fill_halves(out, scale, none,
+                         [=](int i) { return (field<32, 2>(b + 32, e + i) | field<32, 1>(b, e + i) << 2) - 4; });
+    }
+    case SourceType::Q6_K: {
+      const float d = read_half(b + 208);
+      return fill_halves(
+          out, [=](int h) { return d * static_cast<float>(static_cast<std::int8_t>(b[192 + 2 * sub + h])); }, none,
+          [=](int i) { return (field<64, 4>(b, e + i) | field<32, 2>(b + 128, e + i) << 4) - 32; });
+    }
+    case SourceType::IQ4_XS: {
+      const int s = field<1, 4>(b + 4, sub) | field<1, 2>(b + 2, sub) << 4;
+      return fill(out, read_half(b) * static_cast<float>(s - 32), 0,
+                  [=](int i) { return kIq4Levels[field<16, 4>(b + 8, e + i)]; });
+    }
+  }
+  throw std::invalid_argument(std::string(name(source)) + " has no groups");
+}
+
+void read_floats(SourceType source, const std::uint8_t* row, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (source == SourceType::F32) {
+      out[i] = read<float>(row + 4 * i);
+    } else if (source == SourceType::F16) {
+      out[i] = read_half(row + 2 * i);
+    } else {
+      out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(read<std::uint16_t>(row + 2 * i)) << 16);
+    }
+  }
+}
+
+}  // namespace octavo
