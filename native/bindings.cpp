@@ -82,14 +82,63 @@ class PyExecutor {
   std::atomic<bool> busy_{false};
 };
 
-int add_matrix(PyExecutor& self, SourceType source, bool dequantize, Table<std::uint8_t> data, std::int64_t n, std::int64_t k) {
-  if (static_cast<std::int64_t>(data.shape(0)) != n || data.shape(1) != source_row_bytes(source, k)) {
+// Memory that packed matrices lie in, of which executors and whoever writes it to a file may each hold a part.
+using Memory = std::shared_ptr<MappedMemory>;
+
+struct PyMemory {
+  Memory memory;
+};
+
+WeightFormat target_format(SourceType source, bool dequantize) {
+  return dequantize ? WeightFormat::F32 : packed_format(source);
+}
+
+// All bytes as an array over them, which keeps them alive. Only what was made writable may be written to.
+nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> memory_bytes(const PyMemory& self) {
+  const nb::capsule owner(new Memory(self.memory), [](void* p) noexcept { delete static_cast<Memory*>(p); });
+  return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(self.memory->data(), {self.memory->bytes()}, owner);
+}
+
+int add_matrix(PyExecutor& self, const PyMemory& memory, std::size_t offset, SourceType source, bool dequantize, std::int64_t n,
+               std::int64_t k) {
+  return PyExecutor::Use(self)->add_matrix(memory.memory, offset, target_format(source, dequantize), n, k);
+}
+
+void pack_matrix(PyExecutor& self, int handle, SourceType source, Table<std::uint8_t> data, std::int64_t first_row,
+                 std::int64_t k) {
+  if (data.shape(1) != source_row_bytes(source, k)) {
     throw std::invalid_argument("data of (" + std::to_string(data.shape(0)) + ", " + std::to_string(data.shape(1)) +
-                                ") bytes is not a matrix of (" + std::to_string(n) + ", " + std::to_string(k) + ") weights");
+                                ") bytes is not a matrix of rows of " + std::to_string(k) + " weights");
   }
   const PyExecutor::Use use(self);
   const nb::gil_scoped_release release;
-  return use->add_matrix(source, dequantize ? WeightFormat::F32 : lossless_format(source), data.data(), n, k);
+  use->pack_matrix(handle, source, data.data(), first_row, static_cast<std::int64_t>(data.shape(0)));
+}
+
+nb::ndarray<nb::numpy, std::uint8_t> pack_alone(SourceType source, bool dequantize, Table<std::uint8_t> data, std::int64_t k) {
+  if (data.shape(1) != source_row_bytes(source, k)) throw std::invalid_argument("data is not a matrix of that width");
+  const auto n = static_cast<std::int64_t>(data.shape(0));
+  const WeightFormat format = target_format(source, dequantize);
+  auto out = new_array<std::uint8_t>({packed_bytes(format, n, k)});
+  pack(source, format, data.data(), n, k, 0, (n + kPanelColumns - 1) / kPanelColumns, out.data());
+  return out;
+}
+
+// The weights of a matrix of k inputs as they are once they have been packed.
+nb::ndarray<nb::numpy, float> packed_values(SourceType source, Table<std::uint8_t> data, std::int64_t k) {
+  if (data.shape(1) != source_row_bytes(source, k)) {
+    throw std::invalid_argument("data of (" + std::to_string(data.shape(0)) + ", " + std::to_string(data.shape(1)) +
+                                ") bytes has no rows of " + std::to_string(k) + " weights of " + name(source));
+  }
+  const auto n = static_cast<std::int64_t>(data.shape(0));
+  PackedMatrix w{packed_format(source), n, k, nullptr};
+  auto out = new_array<float>({static_cast<std::size_t>(n), static_cast<std::size_t>(k)});
+  const nb::gil_scoped_release release;
+  std::vector<std::uint8_t> packed(packed_bytes(w.format, n, k));
+  w.data = packed.data();
+  pack(source, w.format, data.data(), n, k, 0, num_panels(w), packed.data());
+  for (std::int64_t row = 0; row < n; ++row) dequantize_row(w, row, out.data() + row * k);
+  return out;
 }
 
 int add_vector(PyExecutor& self, Array<float> values) {
@@ -230,9 +279,52 @@ NB_MODULE(_native, m) {
       .value("BF16", SourceType::BF16)
       .value("Q8_0", SourceType::Q8_0)
       .value("Q4_0", SourceType::Q4_0)
-      .value("Q4_1", SourceType::Q4_1);
+      .value("Q4_1", SourceType::Q4_1)
+      .value("Q5_0", SourceType::Q5_0)
+      .value("Q5_1", SourceType::Q5_1)
+      .value("Q2_K", SourceType::Q2_K)
+      .value("Q3_K", SourceType::Q3_K)
+      .value("Q4_K", SourceType::Q4_K)
+      .value("Q5_K", SourceType::Q5_K)
+      .value("Q6_K", SourceType::Q6_K)
+      .value("IQ4_NL", SourceType::IQ4_NL)
+      .value("IQ4_XS", SourceType::IQ4_XS);
   nb::enum_<RopeStyle>(m, "RopeStyle").value("INTERLEAVED", RopeStyle::INTERLEAVED).value("HALF_SPLIT", RopeStyle::HALF_SPLIT);
-  m.def("is_quantised", [](SourceType source) { return quantised(lossless_format(source)); }, "source"_a);
+  m.def("is_quantised", [](SourceType source) { return quantised(packed_format(source)); }, "source"_a);
+  m.def(
+      "describe_packing",
+      [](SourceType source) {
+        const WeightFormat format = packed_format(source);
+        return nb::make_tuple(name(format), bits_per_weight(format), packs_exactly(source));
+      },
+      "source"_a);
+  m.def("packed_values", packed_values, "source"_a, "data"_a.noconvert(), "k"_a);
+
+  m.def(
+      "packed_format", [](SourceType source, bool dequantize) { return static_cast<int>(target_format(source, dequantize)); },
+      "source"_a, "dequantize"_a);
+  m.def(
+      "packed_bytes",
+      [](SourceType source, bool dequantize, std::int64_t n, std::int64_t k) {
+        return packed_bytes(target_format(source, dequantize), n, k);
+      },
+      "source"_a, "dequantize"_a, "n"_a, "k"_a);
+  m.def("pack", pack_alone, "source"_a, "dequantize"_a, "data"_a.noconvert(), "k"_a);
+  m.def(
+      "release_pages", [](Table<std::uint8_t> data) { release_pages(data.data(), data.nbytes()); }, "data"_a.noconvert());
+
+  nb::class_<PyMemory>(m, "Memory")
+      .def(
+          "__init__", [](PyMemory* self, std::size_t bytes) { new (self) PyMemory{std::make_shared<MappedMemory>(bytes)}; },
+          "num_bytes"_a)
+      .def_static(
+          "of_file",
+          [](int descriptor, std::size_t bytes, bool writable) {
+            return PyMemory{std::make_shared<MappedMemory>(MappedMemory::of_file(descriptor, bytes, writable))};
+          },
+          "descriptor"_a, "num_bytes"_a, "writable"_a)
+      .def("protect", [](PyMemory& self) { self.memory->protect(); })
+      .def("bytes", memory_bytes);
 
   nb::class_<Slice>(m, "Slice").def(nb::init<std::int64_t, std::int64_t, std::int64_t, bool>(), "offset"_a, "stride"_a, "width"_a,
                                     "logits"_a);
@@ -245,7 +337,8 @@ NB_MODULE(_native, m) {
       .def(nb::init<const std::string&, int, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(),
            nb::kw_only(), "isa"_a, "num_threads"_a, "fp16_kv"_a, "max_tokens"_a, "max_logits_rows"_a, "max_model_len"_a, "num_layers"_a,
            "num_kv_heads"_a, "head_dim"_a)
-      .def("add_matrix", add_matrix, "source"_a, "dequantize"_a, "data"_a.noconvert(), "n"_a, "k"_a)
+      .def("add_matrix", add_matrix, "memory"_a, "offset"_a, "source"_a, "dequantize"_a, "n"_a, "k"_a)
+      .def("pack_matrix", pack_matrix, "handle"_a, "source"_a, "data"_a.noconvert(), "first_row"_a, "k"_a)
       .def("add_vector", add_vector, "values"_a)
       .def("add_rope_table", add_rope_table, "inv_freq"_a, "attention_factor"_a, "style"_a)
       .def("emit_embedding", emit<EmbeddingOp, int, Slice>(), "matrix"_a, "out"_a)

@@ -33,17 +33,37 @@ Executor::Executor(IsaFamily isa, const ExecutorOptions& options)
   }
 }
 
-int Executor::add_matrix(SourceType source, WeightFormat format, const std::uint8_t* data, std::int64_t n, std::int64_t k) {
-  Matrix matrix{{format, n, k, nullptr}, MappedMemory(packed_bytes(format, n, k))};
-  matrix.packed.data = matrix.memory.data();
-  const std::int64_t panels = num_panels(matrix.packed);
-  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&](std::int64_t i, int) {
-    const std::int64_t end = std::min(panels, (i + 1) * kPackPanels);
-    pack(source, format, data, n, k, i * kPackPanels, end, matrix.memory.data());
-  });
-  weight_bytes_ += static_cast<std::int64_t>(matrix.memory.bytes());
-  matrices_.push_back(std::move(matrix));
+int Executor::add_matrix(std::shared_ptr<const MappedMemory> memory, std::size_t offset, WeightFormat format, std::int64_t n,
+                         std::int64_t k) {
+  const std::size_t bytes = packed_bytes(format, n, k);
+  if (offset % 64 != 0 || offset > memory->bytes() || bytes > memory->bytes() - offset) {
+    throw std::invalid_argument("a packed matrix of " + std::to_string(bytes) + " bytes does not fit at offset " +
+                                std::to_string(offset) + " of " + std::to_string(memory->bytes()) + " bytes");
+  }
+  const std::uint8_t* data = memory->data() + offset;
+  matrices_.push_back({{format, n, k, data}, std::move(memory)});
+  weight_bytes_ += static_cast<std::int64_t>(bytes);
   return static_cast<int>(matrices_.size()) - 1;
+}
+
+void Executor::pack_matrix(int handle, SourceType source, const std::uint8_t* data, std::int64_t first_row, std::int64_t rows) {
+  if (handle < 0 || handle >= static_cast<int>(matrices_.size())) {
+    throw std::invalid_argument("matrix " + std::to_string(handle) + " has not been added");
+  }
+  const Matrix& matrix = matrices_[static_cast<std::size_t>(handle)];
+  const auto [format, n, k, _] = matrix.packed;
+  if (first_row < 0 || rows < 1 || first_row > n || rows > n - first_row || first_row % kPanelColumns != 0 ||
+      (rows % kPanelColumns != 0 && first_row + rows != n)) {
+    throw std::invalid_argument("rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows) +
+                                " of a matrix of " + std::to_string(n) + " are not whole panels");
+  }
+  const std::size_t before = static_cast<std::size_t>(first_row / kPanelColumns * panel_bytes(format, k));
+  std::uint8_t* target = matrix.memory->data() + (matrix.packed.data - matrix.memory->data()) + before;
+  const std::int64_t panels = (rows + kPanelColumns - 1) / kPanelColumns;
+  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&, format = format, k = k](std::int64_t i, int) {
+    const std::int64_t end = std::min(panels, (i + 1) * kPackPanels);
+    pack(source, format, data, rows, k, i * kPackPanels, end, target);
+  });
 }
 
 int Executor::add_vector(std::span<const float> values) {

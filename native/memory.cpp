@@ -2,8 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <limits>
 #include <new>
+#include <system_error>
 
 namespace octavo {
 namespace {
@@ -35,8 +37,39 @@ MappedMemory::MappedMemory(std::size_t bytes) : bytes_(bytes) {
   mapped_ = rounded;
 }
 
+MappedMemory MappedMemory::of_file(int descriptor, std::size_t bytes, bool writable) {
+  MappedMemory memory;
+  if (bytes == 0) return memory;
+  void* raw = mmap(nullptr, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, descriptor, 0);
+  if (raw == MAP_FAILED) {
+    if (errno == ENOMEM) throw std::bad_alloc();
+    throw std::system_error(errno, std::generic_category(), "mmap");
+  }
+  memory.data_ = static_cast<std::uint8_t*>(raw);
+  memory.bytes_ = memory.mapped_ = bytes;
+#ifdef MADV_HUGEPAGE
+  madvise(raw, bytes, MADV_HUGEPAGE);  // where the file system has large folios for it
+#endif
+  if (!writable) madvise(raw, bytes, MADV_WILLNEED);
+  return memory;
+}
+
 MappedMemory::~MappedMemory() {
   if (data_ != nullptr) munmap(data_, mapped_);
+}
+
+void MappedMemory::protect() {
+  if (data_ != nullptr) mprotect(data_, mapped_, PROT_READ);
+}
+
+void release_pages(const void* begin, std::size_t bytes) {
+#ifdef MADV_PAGEOUT
+  const auto first = (reinterpret_cast<std::uintptr_t>(begin) + kPage - 1) / kPage * kPage;
+  const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_PAGEOUT);
+#else
+  static_cast<void>(begin), static_cast<void>(bytes);
+#endif
 }
 
 }  // namespace octavo

@@ -1,4 +1,5 @@
-// Page-aligned memory straight from the operating system, in huge pages where it has them, zeroed on first touch.
+// Page-aligned memory straight from the operating system: anonymous, in huge pages where it has them and zeroed on first
+// touch, or the pages of a file.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +11,9 @@ class MappedMemory {
  public:
   MappedMemory() = default;
   explicit MappedMemory(std::size_t bytes);  // throws std::bad_alloc
+  // The first `bytes` of a file, which must have them as long as this lives; the descriptor may be closed. Writes to a
+  // writable mapping reach the file. Throws std::bad_alloc, or std::system_error when the file cannot be mapped.
+  static MappedMemory of_file(int descriptor, std::size_t bytes, bool writable);
   ~MappedMemory();
   MappedMemory(MappedMemory&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), mapped_(std::exchange(other.mapped_, 0)) {}
@@ -20,6 +24,8 @@ class MappedMemory {
     return *this;
   }
 
+  void protect();  // from here on, a write is a fault
+
   std::uint8_t* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
 
@@ -28,5 +34,9 @@ class MappedMemory {
   std::size_t bytes_ = 0;   // as asked for
   std::size_t mapped_ = 0;  // as mapped
 };
+
+// Tells the system that these bytes, a file's that is mapped somewhere, will not be read again soon: they leave this
+// process's memory. Bytes that lie in no file stay as they are.
+void release_pages(const void* begin, std::size_t bytes);
 
 }  // namespace octavo

@@ -64,6 +64,8 @@ class EngineConfig:
     """Quantise float weights at load: ``int8`` or ``int4`` in groups of 32. Weights that are quantised already stay as they are."""
     dequantize: bool = False
     """Expand quantised weights to fp32 at load (a reference for numerics; four times the memory)."""
+    weight_cache: bool = True
+    """Keep packed weights in the user's cache directory, so that the next start maps or reads them instead of packing."""
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "model", self.model, "name a model alias or a file")

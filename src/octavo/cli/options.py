@@ -35,6 +35,7 @@ ENGINE_HELP: dict[str, str] = {
     "served_model_name": "The model's name in the API.",
     "quantization": "Quantise float weights at load, int8 or int4; what is quantised already stays as it is.",
     "dequantize": "Expand quantised weights to fp32 (a reference for numerics; several times the memory).",
+    "weight_cache": "Keep packed weights on disk for a quicker next start; on by default.",
 }
 
 NONE_MEANS: dict[str, str] = {

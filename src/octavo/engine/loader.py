@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from octavo.backends import get_backend
-from octavo.backends.base import CompileOptions, Executable
+from octavo.backends.base import Backend, CompileOptions, Executable
 from octavo.config import BLOCK_SIZE, EngineConfig
 from octavo.engine.memory import available_memory_bytes
 from octavo.kv import BlockHash, scope_hash
 from octavo.models import build_program
 from octavo.program import Program
 from octavo.text import ChatTemplate, Tokenizer, load_chat_template, load_tokenizer
-from octavo.weights import open_checkpoint, quantized, resolve
+from octavo.weights import Checkpoint, open_checkpoint, quantized, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
     Raises ``ValueError`` for a model or a setting that cannot work, ``MemoryError`` when the KV cache cannot be had.
     """
     began_s = time.monotonic()
-    checkpoint = open_checkpoint(resolve(config.model, on_progress=on_progress))
-    if config.quantization is not None:
-        checkpoint = quantized(checkpoint, config.quantization)
+    original = open_checkpoint(resolve(config.model, on_progress=on_progress))
+    checkpoint = original if config.quantization is None else quantized(original, config.quantization)
     program = build_program(checkpoint, config.max_model_len)
     options = CompileOptions(
         block_size=BLOCK_SIZE,
@@ -58,7 +57,7 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         num_threads=config.threads,
         dequantize=config.dequantize,
     )
-    executable = get_backend(config.backend).compile(program, checkpoint.tensors, options)
+    executable = _backend(config, original, checkpoint).compile(program, checkpoint.tensors, options)
     num_blocks = _num_blocks(config, program, executable)
     executable.allocate_kv(num_blocks)
     release = version("octavo")
@@ -81,6 +80,22 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         root=root,
         fingerprint=f"octavo-{release}-{executable.isa}-{weights}-kv{config.kv_cache_dtype}",
         load_s=time.monotonic() - began_s,
+    )
+
+
+def _backend(config: EngineConfig, original: Checkpoint, checkpoint: Checkpoint) -> Backend:
+    if config.backend != "native" or not config.weight_cache:
+        return get_backend(config.backend)
+    from octavo.backends.native import NativeBackend, PackedCache
+
+    return NativeBackend(
+        PackedCache(
+            source=original.path.resolve(),
+            source_fingerprint=original.fingerprint,
+            weights=checkpoint.fingerprint,
+            variant=config.quantization or ("fp32" if config.dequantize else "as stored"),
+            build=version("octavo"),
+        )
     )
 
 

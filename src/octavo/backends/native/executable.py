@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from octavo import _native
 from octavo.backends.base import (
@@ -42,12 +41,17 @@ from octavo.backends.native.instructions import (
     WriteKVI,
 )
 from octavo.backends.native.lower import lower
-from octavo.program import Embedding, Linear, Program, Rope, RopeStyle, Rows, Value
+from octavo.backends.native.packed_cache import PackedCache, Region
+from octavo.backends.native.packed_layout import PackedLayout, has_packing, plan_layout, rows_to_pack, source_type
+from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
 from octavo.weights import dequantize
 from octavo.weights.tensor import Tensor
 
 ISA_VARIABLE = "OCTAVO_ISA"
 """Environment variable that chooses an ISA family other than the machine's best (to reproduce another machine's bits)."""
+
+RELEASE_FROM_BYTES = 1 << 30
+"""Models whose pages in the file's map are given back while they are packed; smaller ones stay in the system's page cache."""
 
 _STEP_DTYPES = (
     ("token_ids", np.int32, 1),
@@ -85,15 +89,22 @@ def _explain(record: object, dtypes: Sequence[tuple[str, Any, int]], error: Type
 
 
 class NativeBackend(Backend):
+    """``packed_cache``: where the packed weights of the model to be compiled are kept; without it they are packed each time."""
+
     name = "native"
+
+    def __init__(self, packed_cache: PackedCache | None = None) -> None:
+        self._packed_cache = packed_cache
 
     def compile(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions) -> NativeExecutable:
         """Also raises ``RuntimeError`` if this CPU has none of the ISA families that there are kernels for."""
-        return NativeExecutable(program, tensors, options)
+        return NativeExecutable(program, tensors, options, self._packed_cache)
 
 
 class NativeExecutable(Executable):
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions) -> None:
+    def __init__(
+        self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions, packed_cache: PackedCache | None = None
+    ) -> None:
         _check_options(program, options)
         self.program = program
         self.options = options
@@ -109,7 +120,7 @@ class NativeExecutable(Executable):
             head_dim=program.kv.head_dim,
         )
         try:
-            _Emitter(program, tensors, options, self._native).emit_all()
+            _Emitter(program, tensors, options, self._native, packed_cache).emit_all()
         except BaseException:
             self._native.close()
             raise
@@ -199,11 +210,14 @@ def _check_options(program: Program, options: CompileOptions) -> None:
 class _Emitter:
     """Adds weights and tables as they are first needed, and emits the instructions with their operands' places."""
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions, native: Any) -> None:
+    def __init__(
+        self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions, native: Any, packed_cache: PackedCache | None
+    ) -> None:
         self._program = program
         self._tensors = tensors
         self._dequantize = options.dequantize
         self._native = native
+        self._cache = packed_cache
         self._max_rows = {Rows.TOKENS: options.max_tokens, Rows.LOGITS: min(options.max_logits_rows, options.max_tokens)}
         for name in program.weights:
             self._tensor(name)
@@ -214,11 +228,7 @@ class _Emitter:
         self._tables: dict[tuple[tuple[float, ...], float, RopeStyle], int] = {}
 
     def emit_all(self) -> None:
-        matrices = {op.weight for op in self._program.ops if isinstance(op, Embedding)}
-        matrices.update(name for op in self._program.ops if isinstance(op, Linear) for name in op.weights)
-        for name in self._program.weights:
-            if name in matrices:
-                self._matrices[name] = self._add_matrix(name)
+        self._load_matrices(plan_layout(self._program, self._tensors, self._dequantize))
         for instruction in self._instructions:
             self._emit(instruction)
         vocab_size = min((self._program.weights[op.weight][0] for op in self._program.ops if isinstance(op, Embedding)), default=0)
@@ -232,24 +242,45 @@ class _Emitter:
             raise ValueError(f"tensor {name!r} has shape {tensor.shape}, but the program reads {self._program.weights[name]}")
         return tensor
 
-    def _source(self, name: str) -> Any:
-        """How the native side sees a tensor: as it is stored, or as fp32 where it has no packing for that."""
-        return getattr(_native.SourceType, self._tensor(name).type.name, _native.SourceType.F32)
-
     def _is_integer(self, name: str) -> bool:
-        return not self._dequantize and bool(_native.is_quantised(self._source(name)))
+        return not self._dequantize and bool(_native.is_quantised(source_type(self._tensor(name).type)))
 
-    def _add_matrix(self, name: str) -> int:
-        tensor = self._tensor(name)
-        data: npt.NDArray[np.uint8]
-        if hasattr(_native.SourceType, tensor.type.name):
-            data = np.ascontiguousarray(tensor.data)
-        else:
-            data = np.ascontiguousarray(dequantize(tensor), np.float32).view(np.uint8)
+    def _load_matrices(self, layout: PackedLayout) -> None:
+        """From the cache, or packed here and left to it."""
+        cache = self._cache
+        region = cache.open(layout) if cache is not None else None
+        if region is not None:
+            self._add_matrices(layout, region)
+            return
+        region = cache.begin(layout) if cache is not None else Region.anonymous(layout)
         try:
-            return int(self._native.add_matrix(self._source(name), self._dequantize, data, *self._program.weights[name]))
-        except ValueError as error:
-            raise ValueError(f"tensor {name!r}: {error}") from None
+            self._add_matrices(layout, region)
+            self._pack_matrices(layout)
+        except BaseException:
+            if cache is not None:
+                cache.abandon()
+            raise
+        region.memory.protect()
+        if cache is not None:
+            cache.finish(layout, region)
+
+    def _add_matrices(self, layout: PackedLayout, region: Region) -> None:
+        for place in layout.places:
+            source = source_type(self._tensor(place.name).type)
+            offset = region.base + place.offset
+            self._matrices[place.name] = int(self._native.add_matrix(region.memory, offset, source, self._dequantize, place.n, place.k))
+
+    def _pack_matrices(self, layout: PackedLayout) -> None:
+        """One at a time; of a large model, what has been packed is let go of before the next is read."""
+        for place in layout.places:
+            tensor = self._tensor(place.name)
+            for first_row, rows in rows_to_pack(tensor):
+                try:
+                    self._native.pack_matrix(self._matrices[place.name], source_type(tensor.type), rows, first_row, place.k)
+                except ValueError as error:
+                    raise ValueError(f"tensor {place.name!r}: {error}") from None
+                if layout.num_bytes >= RELEASE_FROM_BYTES and has_packing(tensor.type):
+                    _native.release_pages(rows)
 
     def _vector(self, name: str) -> int:
         if name not in self._vectors:
