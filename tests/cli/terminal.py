@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
@@ -30,6 +31,7 @@ class Terminal:
         self.process = process
         self.text = ""
         self._descriptor = descriptor
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def send(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
@@ -63,7 +65,7 @@ class Terminal:
             data = os.read(self._descriptor, 65536) if ready else b""
         except OSError:  # the other end is closed
             data = b""
-        self.text += data.decode(errors="replace").replace("\r\n", "\n")
+        self.text = (self.text + self._decoder.decode(data)).replace("\r\n", "\n")
         return bool(data)
 
 
