@@ -45,7 +45,7 @@ def served(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen
 def test_what_the_banner_says_is_true() -> None:
     with served() as (process, banner):
         facts = dict(re.findall(r"^  (\w[\w ]*?)  +(\S.*)$", banner, re.MULTILINE))
-        assert set(facts) == {"weights", "compute", "KV cache", "limits", "API", "docs"}
+        assert set(facts) == {"weights", "compute", "KV cache", "limits", "chat", "API", "docs"}
         assert "SmolLM2-135M-Instruct.Q4_1.gguf" in facts["weights"]
         blocks, tokens = (int(n.replace(",", "")) for n in re.match(r"([\d,]+) blocks of 16 = ([\d,]+) tokens", facts["KV cache"]).groups())  # type: ignore[union-attr]
         assert tokens == 16 * blocks > 0

@@ -41,6 +41,7 @@ def lines(facts: dict[str, Any], url: str) -> list[tuple[str, str]]:
         ("compute", f"{facts['backend']}, {facts['isa']}, {threads}"),
         ("KV cache", f"{blocks} = {cache['num_tokens']:,} tokens in {cache['dtype']}, {megabytes(cache['num_bytes'])}"),
         ("limits", f"{facts['max_model_len']:,} tokens per sequence, {facts['max_num_seqs']} sequences at once"),
+        ("chat", f"{url}/"),
         ("API", f"{url}/v1"),
         ("docs", f"{url}/docs"),
     ]

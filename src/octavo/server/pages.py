@@ -1,5 +1,5 @@
-"""The pages for people: ``/docs`` is Swagger UI, served from this machine alone (its assets come with the ``fastapi-swagger`` package),
-so that it works without a network."""
+"""The pages for people: ``/`` is a chat with the model, ``/docs`` is Swagger UI (its assets come with the ``fastapi-swagger`` package).
+Both are served from this machine alone, so that they work without a network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 ASSETS = {
     "swagger-ui-bundle.js": "text/javascript",
@@ -48,9 +48,14 @@ def _asset(name: str) -> bytes:
     return (files("fastapi_swagger") / "resources" / name).read_bytes()
 
 
+@cache
+def _chat_page() -> bytes:
+    return (files("octavo.server") / "static" / "chat.html").read_bytes()
+
+
 @router.get("/")
-async def root() -> Response:
-    return RedirectResponse("docs")
+async def chat_page() -> Response:
+    return HTMLResponse(_chat_page())
 
 
 @router.get("/docs")
