@@ -96,6 +96,8 @@ def report(facts: dict[str, Any], *, tensors: bool) -> str:
     rows.append(("weights", f"{at_least}{facts['num_parameters']:,} in {facts['num_tensors']} tensors"))
     for kind in facts["types"]:
         size = f"{kind['bits_per_weight']:g} bits per weight, {megabytes(kind['bytes'])}"
+        packed = ((facts["memory"] or {}).get("packed_bytes_by_type") or {}).get(kind["type"])
+        size += f", {megabytes(packed)} packed" if packed is not None else ""
         rows.append(("", f"{kind['type']:<6} {kind['tensors']:>5} tensors, {kind['weights']:>14,} weights, {size}"))
     rows += [("unreadable" if not index else "", text) for index, text in enumerate(unreadable(facts["unreadable"]))]
     rows += [
@@ -153,7 +155,7 @@ def memory_lines(memory: dict[str, Any] | None) -> list[str]:
     if memory is None:
         return ["unknown, since it cannot run"]
     packed, context = memory["packed_weight_bytes"], memory["context_length"]
-    lines = [f"{megabytes(packed)} of packed weights" if packed is not None else "packed weights: unknown here"]
+    lines = [f"{megabytes(packed)} of packed weights" if packed is not None else f"packed weights unknown: {memory['packing_error']}"]
     for kind, size in memory["kv_bytes_per_1000_tokens"].items():
         whole = megabytes(memory["kv_bytes_of_full_context"][kind])
         lines.append(f"{megabytes(size)} of KV cache in {kind} per 1,000 tokens; {whole} for the context of {context:,}")

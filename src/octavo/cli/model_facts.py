@@ -1,30 +1,18 @@
-"""What a checkpoint is and what it needs, without loading it: the facts behind ``octavo inspect model``.
-
-Packed sizes are asked of the native backend itself, by packing one small matrix of each tensor type: a panel of 16 output columns takes
-bytes in proportion to its inputs, so one probe gives the size of every matrix of that type.
-"""
+"""What a checkpoint is and what it needs, without loading it: the facts behind ``octavo inspect model``."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from octavo.backends import get_backend
-from octavo.backends.base import CompileOptions
-from octavo.config import BLOCK_SIZE
 from octavo.models import build_program
-from octavo.program import Program, ProgramBuilder
+from octavo.program import Program
 from octavo.text import load_chat_template, load_tokenizer
 from octavo.weights.tensor import Checkpoint, Tensor, TensorType
 
-PANEL_COLUMNS = 16
-_PROBE_INPUTS = 256
 _KV_BYTES = {"fp16": 2, "fp32": 4}
 
 
@@ -45,7 +33,7 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "unreadable": refused,
         "tokenizer": tokenizer_facts(checkpoint),
         "chat_template": template_facts(checkpoint),
-        "memory": None if program is None else memory(program, {tensor.name: tensor for tensor in readable}),
+        "memory": None if program is None else memory(program, checkpoint),
         "tensors": [
             {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.num_bytes, "bits_per_weight": bits(t)}
             for t in readable
@@ -152,46 +140,35 @@ def _program(checkpoint: Checkpoint) -> tuple[Program | None, str | None]:
         return None, str(error)
 
 
-def memory(program: Program, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Bytes of the packed weights (``None`` where a tensor is missing or nothing can be packed here) and of the KV cache."""
+def memory(program: Program, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Bytes of the packed weights (or why that is unknown), by the type they had, and of the KV cache."""
     per_token = {name: program.kv.elements_per_token * size for name, size in _KV_BYTES.items()}
+    packed: dict[str, int] | None = None
+    error = None
     try:
-        packed: int | None = packed_bytes(program, tensors)
-    except (ImportError, RuntimeError, KeyError):
-        packed = None
+        packed = packed_bytes(program, checkpoint)
+    except (ImportError, KeyError, ValueError) as reason:
+        error = f"tensor {reason} is missing" if isinstance(reason, KeyError) else str(reason)
     return {
-        "packed_weight_bytes": packed,
+        "packed_weight_bytes": None if packed is None else sum(packed.values()),
+        "packed_bytes_by_type": packed,
+        "packing_error": error,
         "context_length": program.max_model_len,
         "kv_bytes_per_1000_tokens": {name: 1000 * size for name, size in per_token.items()},
         "kv_bytes_of_full_context": {name: program.max_model_len * size for name, size in per_token.items()},
     }
 
 
-def packed_bytes(program: Program, tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that the native backend packs ``program``'s weights into. Raises ``KeyError`` for a missing tensor."""
-    total = 0
+def packed_bytes(program: Program, checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes that the native backend packs ``program``'s weights into, by their types in the file; vectors become fp32.
+
+    Raises ``ImportError`` where the backend was not built, ``KeyError`` for a missing tensor, ``ValueError`` for one that cannot be packed.
+    """
+    from octavo.backends.native.packed_layout import plan_layout
+
+    places = {place.name: place.num_bytes for place in plan_layout(program, checkpoint.tensors, dequantize=False).places}
+    found: dict[str, int] = {}
     for name, shape in program.weights.items():
-        if len(shape) == 2:
-            rows, inputs = shape
-            total += -(-rows // PANEL_COLUMNS) * inputs * panel_bytes(tensors[name].type) // _PROBE_INPUTS
-        else:
-            total += 4 * math.prod(shape)
-    return total
-
-
-@cache
-def panel_bytes(kind: TensorType) -> int:
-    """Bytes of a panel of 16 output columns and 256 inputs of type ``kind``. Raises ``ImportError``, ``RuntimeError``."""
-    shape = (PANEL_COLUMNS, _PROBE_INPUTS)
-    b = ProgramBuilder("probe", 1)
-    x = b.embedding("probe", *shape)
-    x = b.paged_attention(x, x, x, layer=0, num_heads=4, num_kv_heads=4, head_dim=_PROBE_INPUTS // 4)
-    program = b.build(b.linear(b.select_rows(x), {"output": PANEL_COLUMNS}))
-    row_bytes = kind.num_bytes(_PROBE_INPUTS)
-    tensors = {name: Tensor(name, kind, shape, np.zeros((PANEL_COLUMNS, row_bytes), np.uint8)) for name in program.weights}
-    options = CompileOptions(BLOCK_SIZE, "fp16", max_tokens=1, max_logits_rows=1, max_model_len=1, num_threads=1)
-    executable = get_backend("native").compile(program, tensors, options)
-    try:
-        return executable.weight_bytes // len(tensors)
-    finally:
-        executable.close()
+        kind = checkpoint.tensors[name].type.name
+        found[kind] = found.get(kind, 0) + places.get(name, 4 * math.prod(shape))
+    return found
