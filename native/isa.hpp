@@ -17,10 +17,10 @@ struct IsaFamily {
   const ElementwiseKernels* elementwise;
 };
 
-// The families that were built and that this CPU has, best first.
+// The families that were built and that this CPU has, best first; the last one is scalar, which every CPU has.
 std::vector<IsaFamily> available_isa_families();
 
-// The family of that name, or the best one if it is empty. Throws std::runtime_error if there is none.
+// The family of that name, or the best one if it is empty. Throws std::runtime_error if none has that name.
 IsaFamily select_isa_family(std::string_view name);
 
 }  // namespace octavo

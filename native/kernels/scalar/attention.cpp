@@ -1,0 +1,207 @@
+// Paged attention in scalar code. A partition of 64 keys is read as floats once, then each row of the tile that sees
+// any of it goes over it: scores are FMA chains over head_dim, the softmax runs in eight lanes, and outputs are FMA
+// chains over the visible keys.
+#include "math.hpp"
+#include "scalar.hpp"
+
+namespace octavo {
+namespace scalar {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+// A tile's rows seen from one KV head, and the pieces of the scratch memory.
+struct Rows {
+  std::int64_t count, group, head_dim, first_position;
+  float* q;  // [count][head_dim], rotated and scaled
+  float* k;  // of one partition, a block after the other: [head_dim][16]
+  float* v;  // [64][head_dim]
+
+  std::int64_t position(std::int64_t row) const { return first_position + row / group; }
+};
+
+struct State {
+  float* output;
+  float* max;
+  float* sum;
+  State(float* memory, const Rows& rows)
+      : output(memory), max(memory + rows.count * rows.head_dim), sum(max + rows.count) {}
+};
+
+Rows describe_rows(const AttentionCall& call, const AttentionTile& tile) {
+  const std::int64_t group = call.num_heads / call.num_kv_heads;
+  return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr, nullptr, nullptr};
+}
+
+Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
+  Rows rows = describe_rows(call, tile);
+  rows.k = scratch;
+  rows.v = rows.k + kPartition * rows.head_dim;
+  rows.q = rows.v + kPartition * rows.head_dim;
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const float* q = call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    float* row = rows.q + r * rows.head_dim;
+    if (call.rope != nullptr) {
+      rotate_head(q, call.rope->row(rows.position(r)), call.rope->rotary_dim, call.rope->style, rows.head_dim, row);
+      q = row;
+    }
+    for (std::int64_t d = 0; d < rows.head_dim; ++d) row[d] = q[d] * call.scale;
+  }
+  return rows;
+}
+
+// K and V of `keys` keys from position `base` on. V rows beyond them are not touched; K's are, but nobody reads them.
+template <class Element>
+void read_partition(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t base,
+                    std::int64_t keys, const Rows& rows) {
+  const std::int64_t part = kBlockSize * rows.head_dim;
+  for (std::int64_t t = 0; t < keys; t += kBlockSize) {
+    const std::uint8_t* block = call.kv + tile.block_table[(base + t) / kBlockSize] * call.block_bytes;
+    const Element* k = reinterpret_cast<const Element*>(block) + kv_head * 2 * part;
+    const Element* v = k + part;
+    const std::int64_t seen = keys - t < kBlockSize ? keys - t : kBlockSize;
+    for (std::int64_t i = 0; i < part; ++i) rows.k[t * rows.head_dim + i] = to_float(k[i]);
+    for (std::int64_t i = 0; i < seen * rows.head_dim; ++i) rows.v[t * rows.head_dim + i] = to_float(v[i]);
+  }
+}
+
+// Brings row r's state forward by the first `visible` keys of the partition.
+void attend_partition(const Rows& rows, const State& state, std::int64_t r, std::int64_t visible) {
+  const std::int64_t head_dim = rows.head_dim;
+  float p[kPartition] = {};  // scores, then their exponentials
+  for (std::int64_t t = 0; t < visible; t += kBlockSize) {
+    const float* k = rows.k + t * head_dim;
+    for (std::int64_t d = 0; d < head_dim; ++d, k += kBlockSize) {
+      const float q = rows.q[r * head_dim + d];
+      for (int lane = 0; lane < kBlockSize; ++lane) p[t + lane] = std::fma(q, k[lane], p[t + lane]);
+    }
+  }
+  float max = state.max[r];
+  for (std::int64_t t = 0; t < visible; ++t) max = p[t] > max ? p[t] : max;
+  const float factor = exp(state.max[r] - max);
+  float lanes[8] = {};
+  for (std::int64_t t = 0; t < visible; ++t) {
+    p[t] = exp(p[t] - max);
+    lanes[t % 8] += p[t];
+  }
+  state.max[r] = max;
+  state.sum[r] = state.sum[r] * factor + sum_of_lanes(lanes);
+
+  float* output = state.output + r * head_dim;
+  for (std::int64_t d = 0; d < head_dim; ++d) output[d] *= factor;
+  for (std::int64_t t = 0; t < visible; ++t) {
+    const float* v = rows.v + t * head_dim;
+    for (std::int64_t d = 0; d < head_dim; ++d) output[d] = std::fma(p[t], v[d], output[d]);
+  }
+}
+
+// One split of a tile into a state.
+void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, const Rows& rows,
+          const State& state) {
+  for (std::int64_t i = 0; i < rows.count * rows.head_dim; ++i) state.output[i] = 0.0f;
+  for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
+  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
+  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
+  for (std::int64_t base = split * kSplit; base < end; base += kPartition) {
+    const std::int64_t keys = end - base < kPartition ? end - base : kPartition;
+    if (call.kv_type == KvType::F16) {
+      read_partition<std::uint16_t>(call, tile, kv_head, base, keys, rows);
+    } else {
+      read_partition<float>(call, tile, kv_head, base, keys, rows);
+    }
+    for (std::int64_t r = 0; r < rows.count; ++r) {
+      const std::int64_t seen = rows.position(r) + 1 - base;
+      if (seen > 0) attend_partition(rows, state, r, seen < keys ? seen : keys);
+    }
+  }
+}
+
+// Adds a later split's state to the states of the rows that see it.
+void merge(const Rows& rows, std::int64_t split, const State& into, const State& from) {
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    if (rows.position(r) < split * kSplit) continue;
+    const float max = from.max[r] > into.max[r] ? from.max[r] : into.max[r];
+    const float a = exp(into.max[r] - max), b = exp(from.max[r] - max);
+    into.max[r] = max;
+    into.sum[r] = std::fma(from.sum[r], b, into.sum[r] * a);
+    float* output = into.output + r * rows.head_dim;
+    const float* other = from.output + r * rows.head_dim;
+    for (std::int64_t d = 0; d < rows.head_dim; ++d) output[d] = std::fma(b, other[d], a * output[d]);
+  }
+}
+
+void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows, const State& state) {
+  for (std::int64_t r = 0; r < rows.count; ++r) {
+    const float factor = 1.0f / state.sum[r];
+    float* out = call.out + (tile.first_row + r / rows.group) * call.ldo + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    for (std::int64_t d = 0; d < rows.head_dim; ++d) out[d] = factor * state.output[r * rows.head_dim + d];
+  }
+}
+
+void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
+  const Rows rows = gather_rows(call, tile, kv_head, scratch);
+  float* memory = rows.q + rows.count * rows.head_dim;
+  const State total(memory, rows);
+  const State state(memory + state_floats(rows.count, rows.head_dim), rows);
+  walk(call, tile, kv_head, 0, rows, total);
+  for (std::int64_t split = 1; split < tile.num_splits(); ++split) {
+    walk(call, tile, kv_head, split, rows, state);
+    merge(rows, split, total, state);
+  }
+  finish(call, tile, kv_head, rows, total);
+}
+
+void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, float* state,
+                  float* scratch) {
+  const Rows rows = gather_rows(call, tile, kv_head, scratch);
+  walk(call, tile, kv_head, split, rows, State(state, rows));
+}
+
+void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states) {
+  const Rows rows = describe_rows(call, tile);
+  const State total(states, rows);
+  for (std::int64_t split = 1; split < tile.num_splits(); ++split) {
+    merge(rows, split, total, State(states + split * state_floats(rows.count, rows.head_dim), rows));
+  }
+  finish(call, tile, kv_head, rows, total);
+}
+
+void store(float x, float* out) { *out = x; }
+void store(float x, std::uint16_t* out) { *out = to_half(x); }
+
+template <class Element>
+void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, const RopeTable* rope,
+                 std::int64_t position, Element* part, std::int64_t offset) {
+  for (std::int64_t head = 0; head < num_kv_heads; ++head, k += head_dim, v += head_dim, part += 2 * kBlockSize * head_dim) {
+    float rotated[1024];
+    const float* source = k;
+    if (rope != nullptr) {
+      rotate_head(k, rope->row(position), rope->rotary_dim, rope->style, head_dim, rotated);
+      source = rotated;
+    }
+    for (std::int64_t d = 0; d < head_dim; ++d) {
+      store(source[d], part + d * kBlockSize + offset);
+      store(v[d], part + (kBlockSize + offset) * head_dim + d);
+    }
+  }
+}
+
+void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type, const RopeTable* rope,
+              std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
+  if (type == KvType::F16) {
+    write_heads(k, v, num_kv_heads, head_dim, rope, position, reinterpret_cast<std::uint16_t*>(slot), offset);
+  } else {
+    write_heads(k, v, num_kv_heads, head_dim, rope, position, reinterpret_cast<float*>(slot), offset);
+  }
+}
+
+}  // namespace
+}  // namespace scalar
+
+const AttentionKernels& scalar_attention_kernels() {
+  using namespace scalar;
+  static constexpr AttentionKernels kernels{attend, attend_split, merge_splits, write_kv};
+  return kernels;
+}
+
+}  // namespace octavo

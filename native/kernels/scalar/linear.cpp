@@ -1,0 +1,181 @@
+// The scalar family's linear kernels. A panel passes over blocks of rows; integer weights are first spread out, a group
+// of 32 inputs at a time, so that every format with scales (and minimums) is multiplied by the same loop.
+#include "math.hpp"
+#include "scalar.hpp"
+
+namespace octavo {
+namespace scalar {
+namespace {
+
+constexpr std::int64_t kBlockRows = 32;  // rows that share the spreading of a group
+
+std::uint16_t read_half(const std::uint8_t* p) {
+  std::uint16_t half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return half;
+}
+
+// One group of 32. Its largest magnitude decides; no comparison holds for NaN.
+void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum) {
+  constexpr float kLeast = 127 * 0x1p-126f;  // below it the scale would be subnormal
+  constexpr float kMost = 0x1p120f;          // from here on the sum might overflow
+  float most = 0.0f;
+  bool sound = true;
+  for (int i = 0; i < kGroup; ++i) {
+    const float magnitude = std::fabs(x[i]);
+    sound &= magnitude < kMost;
+    most = magnitude > most ? magnitude : most;
+  }
+  if (!sound || most < kLeast) {
+    for (int i = 0; i < kGroup; ++i) q[i] = 0;
+    *scale = *sum = sound ? 0.0f : __builtin_nanf("");
+    return;
+  }
+  *scale = most / 127.0f;
+  std::int32_t total = 0;
+  for (int i = 0; i < kGroup; ++i) {
+    const auto n = static_cast<std::int32_t>(round_to_even(x[i] / *scale));
+    q[i] = static_cast<std::int8_t>(n);
+    total += n;
+  }
+  *sum = *scale * static_cast<float>(total);
+}
+
+void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q, float* scale, float* sum) {
+  const std::int64_t groups = k / kGroup;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      quantize_group(x + r * ldx + g * kGroup, q + r * k + g * kGroup, scale + r * groups + g, sum + r * groups + g);
+    }
+  }
+}
+
+// Sums of one row and one panel so far.
+using Sums = float[kPanelColumns];
+
+// (acc + bias) + residual for one row of one panel, in that order; columns beyond the matrix are dropped.
+void store_row(const LinearOutput& o, std::int64_t row, std::int64_t column, std::int64_t n, const Sums& acc) {
+  for (std::int64_t c = 0; c < kPanelColumns && column + c < n; ++c) {
+    float value = acc[c];
+    if (o.bias != nullptr) value += o.bias[column + c];
+    if (o.residual != nullptr) value += o.residual[row * o.ldr + column + c];
+    o.out[row * o.ldo + column + c] = value;
+  }
+}
+
+// F32 and F16 weights: one chain of FMAs over k per output element.
+template <class Element>
+void multiply_floats(const std::uint8_t* panel, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k, Sums* acc) {
+  const auto* weights = reinterpret_cast<const Element*>(panel);
+  for (std::int64_t i = 0; i < k; ++i, weights += kPanelColumns) {
+    float w[kPanelColumns];
+    for (int c = 0; c < kPanelColumns; ++c) w[c] = to_float(weights[c]);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float x = a.f[(row + r) * a.ldf + i];
+      for (int c = 0; c < kPanelColumns; ++c) acc[r][c] = std::fma(x, w[c], acc[r][c]);
+    }
+  }
+}
+
+// A group of 32 inputs of a panel, spread out: a weight is scale * q + minimum.
+struct Group {
+  std::int8_t q[kPanelColumns][kGroup];
+  float scale[kPanelColumns];
+  float minimum[kPanelColumns];
+  bool has_minimum;
+};
+
+void spread_int8(const std::uint8_t* panel, std::int64_t g, Group& group) {
+  const std::uint8_t* p = panel + g * panel_bytes(WeightFormat::INT8_G32, kGroup);
+  const std::uint8_t* vectors = p + 2 * kPanelColumns;
+  group.has_minimum = false;
+  for (int c = 0; c < kPanelColumns; ++c) {
+    group.scale[c] = to_float(read_half(p + 2 * c));
+    for (int i = 0; i < kGroup; ++i) group.q[c][i] = static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + 4 * c + i % 4]);
+  }
+}
+
+// INT4 and INT5 formats: nibbles, fifth bits where there are any, and a minimum. In two-level formats the halves are
+// multiplied by a byte per group, exactly.
+void spread_nibbles(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Group& group) {
+  const NibbleLayout layout = nibble_layout(format);
+  const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
+  const std::int64_t place = g % layout.groups;
+  const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes;
+  group.has_minimum = true;
+  for (int c = 0; c < kPanelColumns; ++c) {
+    group.scale[c] = to_float(read_half(header + 2 * c));
+    group.minimum[c] = to_float(read_half(header + 2 * kPanelColumns + 2 * c));
+    if (two_level(format)) {
+      const std::uint8_t* factors = header + 4 * kPanelColumns + place * 2 * kPanelColumns;
+      group.scale[c] *= static_cast<float>(factors[c]);
+      group.minimum[c] *= static_cast<float>(factors[kPanelColumns + c]);
+    }
+    for (int i = 0; i < kGroup; ++i) {
+      const int byte = vectors[i / 8 * kVectorBytes + 4 * c + i % 4];
+      const int fifth = five_bits(format) ? vectors[4 * kVectorBytes + 4 * c + i % 4] >> i / 4 & 1 : 0;
+      group.q[c][i] = static_cast<std::int8_t>((i % 8 < 4 ? byte & 15 : byte >> 4) | fifth << 4);
+    }
+  }
+}
+
+// Integer weights: per group an exact sum S, then acc = fma(S, scale * x_scale, acc) and, where there are minimums,
+// acc = fma(minimum, x_sum, acc).
+template <class Spread>
+void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k, Sums* acc) {
+  const std::int64_t groups = k / kGroup;
+  Group group;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    spread(g, group);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t at = (row + r) * groups + g;
+      const std::int8_t* x = a.q + at * kGroup;
+      for (int c = 0; c < kPanelColumns; ++c) {
+        std::int32_t sum = 0;
+        for (int i = 0; i < kGroup; ++i) sum += group.q[c][i] * x[i];
+        acc[r][c] = std::fma(static_cast<float>(sum), group.scale[c] * a.scale[at], acc[r][c]);
+        if (group.has_minimum) acc[r][c] = std::fma(group.minimum[c], a.sum[at], acc[r][c]);
+      }
+    }
+  }
+}
+
+void multiply(const PackedMatrix& w, const std::uint8_t* panel, const Activations& a, std::int64_t row, std::int64_t rows, Sums* acc) {
+  switch (w.format) {
+    case WeightFormat::F32:
+      return multiply_floats<float>(panel, a, row, rows, w.k, acc);
+    case WeightFormat::F16:
+      return multiply_floats<std::uint16_t>(panel, a, row, rows, w.k, acc);
+    case WeightFormat::INT8_G32:
+      return multiply_groups([&](std::int64_t g, Group& group) { spread_int8(panel, g, group); }, a, row, rows, w.k, acc);
+    case WeightFormat::INT4_G32:
+    case WeightFormat::INT5_G32:
+    case WeightFormat::INT4_K:
+    case WeightFormat::INT5_K:
+      return multiply_groups([&](std::int64_t g, Group& group) { spread_nibbles(w.format, panel, g, group); }, a, row, rows, w.k, acc);
+  }
+}
+
+void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin, std::int64_t panel_end,
+            const LinearOutput& out) {
+  const std::int64_t bytes = panel_bytes(w.format, w.k);
+  for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    for (std::int64_t row = 0; row < m; row += kBlockRows) {
+      const std::int64_t rows = m - row < kBlockRows ? m - row : kBlockRows;
+      Sums acc[kBlockRows] = {};
+      multiply(w, w.data + panel * bytes, a, row, rows, acc);
+      for (std::int64_t r = 0; r < rows; ++r) store_row(out, row + r, panel * kPanelColumns, w.n, acc[r]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace scalar
+
+const LinearKernels& scalar_linear_kernels() {
+  using namespace scalar;
+  static constexpr LinearKernels kernels{quantize_rows, linear};
+  return kernels;
+}
+
+}  // namespace octavo
