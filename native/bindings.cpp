@@ -104,15 +104,15 @@ int add_matrix(PyExecutor& self, const PyMemory& memory, std::size_t offset, Sou
   return PyExecutor::Use(self)->add_matrix(memory.memory, offset, target_format(source, dequantize), n, k);
 }
 
-void pack_matrix(PyExecutor& self, int handle, SourceType source, Table<std::uint8_t> data, std::int64_t first_row,
-                 std::int64_t k) {
-  if (data.shape(1) != source_row_bytes(source, k)) {
-    throw std::invalid_argument("data of (" + std::to_string(data.shape(0)) + ", " + std::to_string(data.shape(1)) +
-                                ") bytes is not a matrix of rows of " + std::to_string(k) + " weights");
-  }
+void pack_matrix(PyExecutor& self, int handle, SourceType source, Table<std::uint8_t> data) {
   const PyExecutor::Use use(self);
+  const PackedMatrix& w = use->matrix(handle);
+  if (static_cast<std::int64_t>(data.shape(0)) != w.n || data.shape(1) != source_row_bytes(source, w.k)) {
+    throw std::invalid_argument("data of (" + std::to_string(data.shape(0)) + ", " + std::to_string(data.shape(1)) +
+                                ") bytes is not a matrix of (" + std::to_string(w.n) + ", " + std::to_string(w.k) + ") weights");
+  }
   const nb::gil_scoped_release release;
-  use->pack_matrix(handle, source, data.data(), first_row, static_cast<std::int64_t>(data.shape(0)));
+  use->pack_matrix(handle, source, data.data());
 }
 
 nb::ndarray<nb::numpy, std::uint8_t> pack_alone(SourceType source, bool dequantize, Table<std::uint8_t> data, std::int64_t k) {
@@ -338,7 +338,7 @@ NB_MODULE(_native, m) {
            nb::kw_only(), "isa"_a, "num_threads"_a, "fp16_kv"_a, "max_tokens"_a, "max_logits_rows"_a, "max_model_len"_a, "num_layers"_a,
            "num_kv_heads"_a, "head_dim"_a)
       .def("add_matrix", add_matrix, "memory"_a, "offset"_a, "source"_a, "dequantize"_a, "n"_a, "k"_a)
-      .def("pack_matrix", pack_matrix, "handle"_a, "source"_a, "data"_a.noconvert(), "first_row"_a, "k"_a)
+      .def("pack_matrix", pack_matrix, "handle"_a, "source"_a, "data"_a.noconvert())
       .def("add_vector", add_vector, "values"_a)
       .def("add_rope_table", add_rope_table, "inv_freq"_a, "attention_factor"_a, "style"_a)
       .def("emit_embedding", emit<EmbeddingOp, int, Slice>(), "matrix"_a, "out"_a)

@@ -46,23 +46,21 @@ int Executor::add_matrix(std::shared_ptr<const MappedMemory> memory, std::size_t
   return static_cast<int>(matrices_.size()) - 1;
 }
 
-void Executor::pack_matrix(int handle, SourceType source, const std::uint8_t* data, std::int64_t first_row, std::int64_t rows) {
+const PackedMatrix& Executor::matrix(int handle) const {
   if (handle < 0 || handle >= static_cast<int>(matrices_.size())) {
     throw std::invalid_argument("matrix " + std::to_string(handle) + " has not been added");
   }
-  const Matrix& matrix = matrices_[static_cast<std::size_t>(handle)];
-  const auto [format, n, k, _] = matrix.packed;
-  if (first_row < 0 || rows < 1 || first_row > n || rows > n - first_row || first_row % kPanelColumns != 0 ||
-      (rows % kPanelColumns != 0 && first_row + rows != n)) {
-    throw std::invalid_argument("rows " + std::to_string(first_row) + " to " + std::to_string(first_row + rows) +
-                                " of a matrix of " + std::to_string(n) + " are not whole panels");
-  }
-  const std::size_t before = static_cast<std::size_t>(first_row / kPanelColumns * panel_bytes(format, k));
-  std::uint8_t* target = matrix.memory->data() + (matrix.packed.data - matrix.memory->data()) + before;
-  const std::int64_t panels = (rows + kPanelColumns - 1) / kPanelColumns;
-  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&, format = format, k = k](std::int64_t i, int) {
+  return matrices_[static_cast<std::size_t>(handle)].packed;
+}
+
+void Executor::pack_matrix(int handle, SourceType source, const std::uint8_t* data) {
+  const PackedMatrix& w = matrix(handle);
+  const MappedMemory& memory = *matrices_[static_cast<std::size_t>(handle)].memory;
+  std::uint8_t* target = memory.data() + (w.data - memory.data());
+  const std::int64_t panels = num_panels(w);
+  pool_->for_each((panels + kPackPanels - 1) / kPackPanels, [&](std::int64_t i, int) {
     const std::int64_t end = std::min(panels, (i + 1) * kPackPanels);
-    pack(source, format, data, rows, k, i * kPackPanels, end, target);
+    pack(source, w.format, data, w.n, w.k, i * kPackPanels, end, target);
   });
 }
 

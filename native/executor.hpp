@@ -33,12 +33,13 @@ class Executor {
 
   // Building. Handles are indices, in order of addition.
   //
-  // A packed matrix at `offset`, a multiple of 64, of memory that is shared with others: with a file that holds it already, or
-  // to be packed into. Throws std::invalid_argument if it does not lie within.
-  int add_matrix(std::shared_ptr<const MappedMemory> memory, std::size_t offset, WeightFormat format, std::int64_t n, std::int64_t k);
-  // Packs `rows` rows of an added matrix, beginning at `first_row`, a multiple of 16, on all threads. All but the last
-  // rows come in multiples of 16. Throws std::invalid_argument as pack() does, and for rows that the matrix does not have.
-  void pack_matrix(int handle, SourceType source, const std::uint8_t* data, std::int64_t first_row, std::int64_t rows);
+  // A packed matrix at `offset`, a multiple of 64, of memory that may be shared: it holds the matrix already, or will
+  // once it has been packed. Throws std::invalid_argument if the matrix does not lie within.
+  int add_matrix(std::shared_ptr<const MappedMemory> memory, std::size_t offset, WeightFormat format, std::int64_t n,
+                 std::int64_t k);
+  const PackedMatrix& matrix(int handle) const;  // throws std::invalid_argument
+  // Packs an added matrix on all threads. Throws std::invalid_argument as pack() does.
+  void pack_matrix(int handle, SourceType source, const std::uint8_t* data);
   int add_vector(std::span<const float> values);
   int add_rope_table(std::span<const double> inv_freq, double attention_factor, RopeStyle style);
   void emit(Instruction instruction);

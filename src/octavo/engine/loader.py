@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -57,9 +58,16 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         num_threads=config.threads,
         dequantize=config.dequantize,
     )
-    executable = _backend(config, original, checkpoint).compile(program, checkpoint.tensors, options)
-    num_blocks = _num_blocks(config, program, executable)
-    executable.allocate_kv(num_blocks)
+    with ThreadPoolExecutor(1) as beside:  # packing, reading and hashing weights hold no Python lock
+        text = beside.submit(lambda: (load_tokenizer(checkpoint), load_chat_template(checkpoint)))
+        executable = _backend(config, original, checkpoint).compile(program, checkpoint.tensors, options)
+    try:
+        tokenizer, chat_template = text.result()
+        num_blocks = _num_blocks(config, program, executable)
+        executable.allocate_kv(num_blocks)
+    except BaseException:
+        executable.close()
+        raise
     release = version("octavo")
     weights = checkpoint.fingerprint + ("-fp32" if config.dequantize else "")
     root = scope_hash(
@@ -74,8 +82,8 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         name=config.served_model_name or config.model,
         program=program,
         executable=executable,
-        tokenizer=load_tokenizer(checkpoint),
-        chat_template=load_chat_template(checkpoint),
+        tokenizer=tokenizer,
+        chat_template=chat_template,
         num_blocks=num_blocks,
         root=root,
         fingerprint=f"octavo-{release}-{executable.isa}-{weights}-kv{config.kv_cache_dtype}",

@@ -42,7 +42,7 @@ from octavo.backends.native.instructions import (
 )
 from octavo.backends.native.lower import lower
 from octavo.backends.native.packed_cache import PackedCache, Region
-from octavo.backends.native.packed_layout import PackedLayout, has_packing, plan_layout, rows_to_pack, source_type
+from octavo.backends.native.packed_layout import PackedLayout, plan_layout, source_type
 from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
 from octavo.weights import dequantize
 from octavo.weights.tensor import Tensor
@@ -274,13 +274,14 @@ class _Emitter:
         """One at a time; of a large model, what has been packed is let go of before the next is read."""
         for place in layout.places:
             tensor = self._tensor(place.name)
-            for first_row, rows in rows_to_pack(tensor):
-                try:
-                    self._native.pack_matrix(self._matrices[place.name], source_type(tensor.type), rows, first_row, place.k)
-                except ValueError as error:
-                    raise ValueError(f"tensor {place.name!r}: {error}") from None
-                if layout.num_bytes >= RELEASE_FROM_BYTES and has_packing(tensor.type):
-                    _native.release_pages(rows)
+            data = np.ascontiguousarray(tensor.data)
+            try:
+                self._native.pack_matrix(self._matrices[place.name], source_type(tensor.type), data)
+            except ValueError as error:
+                raise ValueError(f"tensor {place.name!r}: {error}") from None
+            if layout.num_bytes >= RELEASE_FROM_BYTES:
+                _native.release_pages(data)
+            del data
 
     def _vector(self, name: str) -> int:
         if name not in self._vectors:

@@ -46,7 +46,7 @@ _CHUNK_BYTES = 16 << 20
 class Region:
     """Memory that a layout's matrices lie in, from byte ``base`` on. ``mapped``: it is the pages of a file."""
 
-    memory: Any
+    memory: _native.Memory
     base: int = 0
     mapped: bool = False
 
@@ -56,8 +56,7 @@ class Region:
         return cls(_native.Memory(layout.num_bytes))
 
     def bytes(self, layout: PackedLayout) -> npt.NDArray[np.uint8]:
-        data: npt.NDArray[np.uint8] = self.memory.bytes()
-        return data[self.base : self.base + layout.num_bytes]
+        return self.memory.bytes()[self.base : self.base + layout.num_bytes]
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class PackedCache:
     limit_bytes: int = LIMIT_BYTES
     map_from_bytes: int = MAP_FROM_BYTES
     minimum_bytes: int = MINIMUM_BYTES
-    _writer: threading.Thread | None = None
-    _draft: _Draft | None = None
+    _writer: threading.Thread | None = field(default=None, init=False, repr=False)
+    _draft: _Draft | None = field(default=None, init=False, repr=False)
 
     def path(self, layout: PackedLayout) -> Path:
         return self.directory / f"{hashlib.sha256(self._header(layout)).hexdigest()[:32]}{SUFFIX}"
@@ -191,7 +190,7 @@ class PackedCache:
         if layout.num_bytes >= self.map_from_bytes:
             return Region(_native.Memory.of_file(descriptor, self._num_bytes(layout), False), base, mapped=True)
         region = Region.anonymous(layout)
-        view = memoryview(region.bytes(layout))
+        view = region.bytes(layout).data
         position = 0
         while position < len(view):
             count = os.preadv(descriptor, [view[position : position + _CHUNK_BYTES]], base + position)
@@ -220,7 +219,7 @@ class PackedCache:
         path = self.path(layout)
         try:
             draft = self._draft = self._draft or self._new_draft(layout)
-            base, data = len(self._header(layout)), memoryview(region.bytes(layout))
+            base, data = len(self._header(layout)), region.bytes(layout).data
             digest = hashlib.sha256()
             for begin in range(0, len(data), _CHUNK_BYTES):
                 chunk = data[begin : begin + _CHUNK_BYTES]

@@ -9,50 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from octavo import _native
 from octavo.program import Embedding, Linear, Program
-from octavo.weights import dequantize
 from octavo.weights.tensor import Tensor, TensorType
 
 ALIGNMENT = 64
 PAGE = 4096
 _PAGED_FROM_BYTES = 1 << 20
 """Matrices of this size begin at a page."""
-_ROWS_AT_A_TIME_BYTES = 64 << 20
-"""Of a tensor that is first expanded to fp32: how much of it at once."""
-_PANEL_ROWS = 16
 
 
-def has_packing(kind: TensorType) -> bool:
-    """Whether the native side packs the type as it is stored; others are expanded to fp32 first."""
-    return hasattr(_native.SourceType, kind.name)
-
-
-def source_type(kind: TensorType) -> Any:
-    """``SourceType`` of what the native side gets of a tensor."""
-    return getattr(_native.SourceType, kind.name, _native.SourceType.F32)
-
-
-def rows_to_pack(tensor: Tensor) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """(first row, rows as ``source_type`` stores them), first to last, so that no more than a part of it is ever expanded."""
-    data = tensor.data
-    if has_packing(tensor.type):
-        yield 0, np.ascontiguousarray(data)
-        return
-    rows, k = tensor.shape
-    step = max(1, _ROWS_AT_A_TIME_BYTES // (4 * k * _PANEL_ROWS)) * _PANEL_ROWS
-    for first in range(0, rows, step):
-        part = data[first : first + step]
-        values = dequantize(Tensor(tensor.name, tensor.type, (len(part), k), part))
-        yield first, np.ascontiguousarray(values, np.float32).view(np.uint8)
+def source_type(tensor_type: TensorType) -> Any:
+    """The native side's name of it."""
+    return getattr(_native.SourceType, tensor_type.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +86,7 @@ def round_up(value: int, unit: int) -> int:
 @cache
 def _probe_digest(kind: TensorType, dequantize: bool) -> str:
     """Of two panels, the second not full, that hold every type's fields with many values, all scales finite."""
-    n, k = _PANEL_ROWS + 1, 256
+    n, k = 17, 256
     num_bytes = kind.num_bytes(n * k)
     data = (np.arange(num_bytes, dtype=np.int64) * 7 % 61).astype(np.uint8).reshape(n, -1)
-    digest = hashlib.sha256()
-    for _, rows in rows_to_pack(Tensor("probe", kind, (n, k), data)):
-        digest.update(_native.pack(source_type(kind), dequantize, rows, k))
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(_native.pack(source_type(kind), dequantize, data, k).data).hexdigest()[:16]
