@@ -92,19 +92,20 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
 
 
 def _backend(config: EngineConfig, original: Checkpoint, checkpoint: Checkpoint) -> Backend:
-    if config.backend != "native" or not config.weight_cache:
+    if config.backend != "native":
         return get_backend(config.backend)
     from octavo.backends.native import NativeBackend, PackedCache
 
-    return NativeBackend(
-        PackedCache(
-            source=original.path.resolve(),
-            source_fingerprint=original.fingerprint,
-            weights=checkpoint.fingerprint,
-            variant=config.quantization or ("fp32" if config.dequantize else "as stored"),
-            build=version("octavo"),
-        )
+    if not config.weight_cache:
+        return NativeBackend(originals=original.tensors)
+    cache = PackedCache(
+        source=original.path.resolve(),
+        source_fingerprint=original.fingerprint,
+        weights=checkpoint.fingerprint,
+        variant=config.quantization or ("fp32" if config.dequantize else "as stored"),
+        build=version("octavo"),
     )
+    return NativeBackend(cache, original.tensors)
 
 
 def _num_blocks(config: EngineConfig, program: Program, executable: Executable) -> int:

@@ -45,7 +45,7 @@ from octavo.backends.native.packed_cache import PackedCache, Region
 from octavo.backends.native.packed_layout import PackedLayout, plan_layout, source_type
 from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
 from octavo.weights import dequantize
-from octavo.weights.tensor import Tensor
+from octavo.weights.tensor import ComputedTensor, Tensor
 
 ISA_VARIABLE = "OCTAVO_ISA"
 """Environment variable that chooses an ISA family other than the machine's best (to reproduce another machine's bits)."""
@@ -89,21 +89,30 @@ def _explain(record: object, dtypes: Sequence[tuple[str, Any, int]], error: Type
 
 
 class NativeBackend(Backend):
-    """``packed_cache``: where the packed weights of the model to be compiled are kept; without it they are packed each time."""
+    """``packed_cache``: where the packed weights of the model to be compiled are kept; without it they are packed each time.
+
+    ``originals``: what computed tensors are made from, by the same names; their pages are let go of as those of others are.
+    """
 
     name = "native"
 
-    def __init__(self, packed_cache: PackedCache | None = None) -> None:
+    def __init__(self, packed_cache: PackedCache | None = None, originals: Mapping[str, Tensor] | None = None) -> None:
         self._packed_cache = packed_cache
+        self._originals = originals
 
     def compile(self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions) -> NativeExecutable:
         """Also raises ``RuntimeError`` if this CPU has none of the ISA families that there are kernels for."""
-        return NativeExecutable(program, tensors, options, self._packed_cache)
+        return NativeExecutable(program, tensors, options, self._packed_cache, self._originals)
 
 
 class NativeExecutable(Executable):
     def __init__(
-        self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions, packed_cache: PackedCache | None = None
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        options: CompileOptions,
+        packed_cache: PackedCache | None = None,
+        originals: Mapping[str, Tensor] | None = None,
     ) -> None:
         _check_options(program, options)
         self.program = program
@@ -120,7 +129,7 @@ class NativeExecutable(Executable):
             head_dim=program.kv.head_dim,
         )
         try:
-            _Emitter(program, tensors, options, self._native, packed_cache).emit_all()
+            _Emitter(program, tensors, options, self._native, packed_cache, originals or tensors).emit_all()
         except BaseException:
             self._native.close()
             raise
@@ -211,13 +220,20 @@ class _Emitter:
     """Adds weights and tables as they are first needed, and emits the instructions with their operands' places."""
 
     def __init__(
-        self, program: Program, tensors: Mapping[str, Tensor], options: CompileOptions, native: Any, packed_cache: PackedCache | None
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        options: CompileOptions,
+        native: Any,
+        packed_cache: PackedCache | None,
+        originals: Mapping[str, Tensor],
     ) -> None:
         self._program = program
         self._tensors = tensors
         self._dequantize = options.dequantize
         self._native = native
         self._cache = packed_cache
+        self._originals = originals
         self._max_rows = {Rows.TOKENS: options.max_tokens, Rows.LOGITS: min(options.max_logits_rows, options.max_tokens)}
         for name in program.weights:
             self._tensor(name)
@@ -279,9 +295,10 @@ class _Emitter:
                 self._native.pack_matrix(self._matrices[place.name], source_type(tensor.type), data)
             except ValueError as error:
                 raise ValueError(f"tensor {place.name!r}: {error}") from None
-            if layout.num_bytes >= RELEASE_FROM_BYTES:
-                _native.release_pages(data)
             del data
+            original = self._originals.get(place.name)
+            if layout.num_bytes >= RELEASE_FROM_BYTES and original is not None and not isinstance(original, ComputedTensor):
+                _native.release_pages(original.data)
 
     def _vector(self, name: str) -> int:
         if name not in self._vectors:
