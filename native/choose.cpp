@@ -260,7 +260,7 @@ void choose_one(const ChoiceRequest& request, std::int64_t index, const Elementw
   const float* row = request.logits + request.rows[r] * request.stride;
   const float* logits = apply_edits(request, index, row, work.edited);
   float max = 0;
-  if (!kernels.row_max(logits, n, &max) || max == -kInfinity) return;
+  if (!kernels.row_max(logits, n, &max) || !std::isfinite(max)) return;
   const std::int32_t token = request.temperature[r] == 0 ? static_cast<std::int32_t>(std::find(logits, logits + n, max) - logits)
                                                          : sample(request, r, logits, max, kernels, work);
   result.token_ids[r] = token;

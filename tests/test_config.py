@@ -14,7 +14,8 @@ from octavo import EngineConfig
     [
         ("model", ""), ("backend", "gpu"), ("kv_cache_dtype", "int3"), ("kv_cache_memory_bytes", 0), ("memory_fraction", 0.0),
         ("memory_fraction", 1.5), ("max_model_len", 1), ("max_num_seqs", 0), ("max_num_batched_tokens", 63), ("max_step_ms", 0),
-        ("num_threads", 0), ("num_threads", 257), ("quantization", "int2"),
+        ("num_threads", 0), ("num_threads", 257),
+        ("quantization", "int2"), ("max_num_seqs", "4"), ("max_num_seqs", 1.5), ("kv_cache_memory_bytes", "1G"), ("seed", "x"),
     ],
 )  # fmt: skip
 def test_invalid_values_are_named(field: str, value: Any) -> None:

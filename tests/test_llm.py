@@ -96,6 +96,16 @@ def test_a_stream_tells_what_generate_tells_and_may_be_left(llm: LLM) -> None:
     stream.close()  # type: ignore[attr-defined]
 
 
+def test_streams_and_calls_may_be_interleaved(llm: LLM) -> None:
+    whole = llm.generate("The sun is", GREEDY)[0].outputs[0].text
+    first, second = llm.stream("The sun is", GREEDY), llm.stream("The sun is", GREEDY)
+    texts = [next(first).outputs[0].text, next(second).outputs[0].text]
+    assert llm.generate("The sun is", GREEDY)[0].outputs[0].text == whole
+    for i, stream in enumerate((first, second)):
+        texts[i] += "".join(output.outputs[0].text for output in stream)
+    assert texts == [whole, whole]
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [("", "empty"), ({"prompt_token_ids": [49152]}, "49152"), ({"prompt_token_ids": [1] * 1024}, "1024"), (7, "prompt=7"), ({}, "prompt")],

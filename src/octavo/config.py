@@ -68,6 +68,13 @@ class EngineConfig:
     """Keep packed weights in the user's cache directory, so that the next start maps or reads them instead of packing."""
 
     def __post_init__(self) -> None:
+        for name in ("kv_cache_memory_bytes", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "seed"):
+            value = getattr(self, name)
+            optional = value is None and not name.startswith("max_num")
+            _require(optional or (isinstance(value, int) and not isinstance(value, bool)), name, value, "must be an integer")
+        for name in ("memory_fraction", "max_step_ms"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float) and not isinstance(value, bool), name, value, "must be a number")
         _require(bool(self.model), "model", self.model, "name a model alias or a file")
         _require(self.backend in get_args(BackendName), "backend", self.backend, f"choose one of {', '.join(get_args(BackendName))}")
         _require(

@@ -10,6 +10,7 @@ for output in llm.generate(["The capital of France is"], SamplingParams(temperat
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ class LLM:
     def __init__(self, model: str = DEFAULT_MODEL, *, on_progress: Callable[[int, int], None] | None = None, **kwargs: Any) -> None:
         self.engine = LLMEngine.from_config(EngineConfig.from_kwargs(model=model, **kwargs), on_progress)
         self._counter = itertools.count()
+        self._inboxes: dict[str, deque[RequestOutput]] = {}
+        """Outputs that have not been read yet, for each request under way: whoever steps the engine moves all of them on."""
 
     @property
     def config(self) -> EngineConfig:
@@ -64,19 +67,20 @@ class LLM:
         batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = self._params_for(batch, sampling_params)
         request_ids = [f"offline-{next(self._counter)}" for _ in batch]
-        outputs: dict[str, RequestOutput] = {}
+        waiting = set(request_ids)
         try:
             for request_id, prompt, p in zip(request_ids, batch, params, strict=True):
-                self.engine.add_request(request_id, prompt, replace(p, output_kind=RequestOutputKind.FINAL_ONLY))
+                self._add(request_id, prompt, replace(p, output_kind=RequestOutputKind.FINAL_ONLY))
             with _Progress(len(batch), enabled=use_tqdm) as progress:
-                while len(outputs) < len(batch):
-                    for output in self.engine.step():
-                        outputs[output.request_id] = output
-                        progress.advance(output)
+                while waiting:
+                    self._step()
+                    for request_id in [i for i in waiting if self._inboxes[i]]:
+                        waiting.remove(request_id)
+                        progress.advance(self._inboxes[request_id][-1])
+            return [self._inboxes[request_id][-1] for request_id in request_ids]
         finally:
             for request_id in request_ids:
-                self.engine.abort_request(request_id)
-        return [outputs[request_id] for request_id in request_ids]
+                self._drop(request_id)
 
     def chat(
         self,
@@ -98,15 +102,30 @@ class LLM:
         """Yields what is new after each step (``RequestOutputKind.DELTA``). Closing it aborts the request."""
         request_id = f"offline-{next(self._counter)}"
         params = replace(sampling_params or SamplingParams(), output_kind=RequestOutputKind.DELTA)
-        self.engine.add_request(request_id, prompt, params)
+        self._add(request_id, prompt, params)
+        inbox = self._inboxes[request_id]
         try:
             finished = False
             while not finished:
-                for output in self.engine.step():
-                    finished = finished or output.finished
-                    yield output
+                while not inbox:
+                    self._step()
+                output = inbox.popleft()
+                finished = output.finished
+                yield output
         finally:
-            self.engine.abort_request(request_id)
+            self._drop(request_id)
+
+    def _add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        self.engine.add_request(request_id, prompt, params)
+        self._inboxes[request_id] = deque()
+
+    def _step(self) -> None:
+        for output in self.engine.step():
+            self._inboxes[output.request_id].append(output)
+
+    def _drop(self, request_id: str) -> None:
+        self.engine.abort_request(request_id)
+        self._inboxes.pop(request_id, None)
 
     def shutdown(self) -> None:
         """Frees the model's memory and threads."""

@@ -49,3 +49,13 @@ def test_the_stop_string_is_kept_on_request() -> None:
 
 def test_a_partial_stop_string_comes_out_when_the_text_ends() -> None:
     assert feed(StopStringMatcher(["END"]), ["one EN"]) == (["one ", "EN"], None)
+
+
+def test_a_stop_string_may_begin_before_it_is_looked_for_but_not_end() -> None:
+    matcher = StopStringMatcher(["abc"])
+    assert matcher.hold("xabca") == "xabc"
+    assert matcher.push("b") == ("", None)
+    assert matcher.push("c") == ("", "abc")
+    matcher = StopStringMatcher(["ab", "abc"])
+    assert matcher.hold("ab") == ""
+    assert matcher.push("x") == ("abx", None)

@@ -43,7 +43,9 @@ async def test_the_three_kinds_of_output_tell_the_same(llm: AsyncLLM) -> None:
     whole = await collect(llm, [1, 2, 3], params(12, RequestOutputKind.CUMULATIVE))
     final = await collect(llm, [1, 2, 3], params(12, RequestOutputKind.FINAL_ONLY))
     tokens = [token for output in deltas for token in output.outputs[0].token_ids]
-    assert [len(output.outputs[0].token_ids) for output in whole] == list(range(1, 13))
+    lengths = [len(output.outputs[0].token_ids) for output in whole]
+    assert lengths == sorted(set(lengths))
+    assert lengths[-1] == 12
     assert tokens == whole[-1].outputs[0].token_ids == final[0].outputs[0].token_ids
     assert len(final) == 1
     assert [output.finished for output in deltas] == [False] * 11 + [True]
@@ -114,3 +116,29 @@ async def test_shutdown_ends_what_is_under_way() -> None:
     assert (await task)[-1].outputs[0].finish_reason in ("abort", "length")
     with pytest.raises(EngineDeadError):
         await collect(llm, [1], params(1))
+
+
+async def test_an_id_may_be_used_again_at_once(llm: AsyncLLM) -> None:
+    for _ in range(30):
+        stream = llm.generate({"prompt_token_ids": [1] * 20}, params(300), "mine")
+        assert (await anext(stream)).request_id == "mine"
+        await stream.aclose()  # type: ignore[attr-defined]
+        outputs = [output async for output in llm.generate({"prompt_token_ids": [2, 3]}, params(3), "mine")]
+        assert outputs[-1].outputs[0].finish_reason == "length"
+    stream = llm.generate({"prompt_token_ids": [2, 3]}, params(300), "twice")
+    await anext(stream)
+    again = llm.generate({"prompt_token_ids": [2, 3]}, params(3), "twice")
+    with pytest.raises(ValueError, match="under way"):
+        await anext(again)
+    await stream.aclose()  # type: ignore[attr-defined]
+    await blocks_are_freed(llm)
+
+
+async def test_a_slow_reader_of_cumulative_outputs_holds_one(llm: AsyncLLM) -> None:
+    stream = llm.generate({"prompt_token_ids": [1, 2]}, params(300, RequestOutputKind.CUMULATIVE))
+    await anext(stream)
+    while llm.engine.has_unfinished_requests:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    rest = [len(output.outputs[0].token_ids) async for output in stream]
+    assert rest == [300]

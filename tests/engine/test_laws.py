@@ -29,13 +29,14 @@ _PREFIXES = [tuple((7 * i + k) % (VOCAB - 1) + 1 for i in range(75)) for k in (1
 def jobs(draw: st.DrawFn) -> Job:
     prefix = draw(st.sampled_from([(), _PREFIXES[0], _PREFIXES[1], _PREFIXES[0][:32], _PREFIXES[0][:33]]))
     own = tuple(draw(st.lists(st.integers(1, VOCAB - 1), min_size=0 if prefix else 1, max_size=20)))
+    max_tokens = draw(st.integers(1, 40))
     params = SamplingParams(
         n=draw(st.sampled_from([1, 1, 1, 2, 3, 5])),
         temperature=draw(st.sampled_from([0.0, 0.7, 1.5])),
         top_k=draw(st.sampled_from([0, 5])),
         seed=draw(st.integers(0, 5)),
-        max_tokens=draw(st.integers(1, 40)),
-        min_tokens=0,
+        max_tokens=max_tokens,
+        min_tokens=draw(st.integers(0, max_tokens)),
         logprobs=draw(st.sampled_from([None, 2])),
         ignore_eos=draw(st.booleans()),
         detokenize=False,
@@ -55,7 +56,7 @@ def run(engine: LLMEngine, work: list[Job]) -> dict[int, dict[int, tuple[list[in
         assert output.error is None
         for branch in output.outputs:
             tokens, logprobs, reason = results.setdefault(number, {}).setdefault(branch.index, ([], [], None))
-            assert reason is None or not branch.token_ids or not delta, "a finished branch goes on"
+            assert reason is None or not delta, "a finished branch is emitted again"
             new = [entry[token].logprob for entry, token in zip(branch.logprobs or [], branch.token_ids, strict=False)]
             tokens, logprobs = (tokens + branch.token_ids, logprobs + new) if delta else (list(branch.token_ids), new)
             results[number][branch.index] = (tokens, logprobs, branch.finish_reason)
@@ -87,12 +88,17 @@ def alone(job: Job) -> dict[int, tuple[list[int], list[float], str | None]]:
     max_num_seqs=st.integers(1, 8),
     extra_budget=st.sampled_from([0, 1, 15, 16, 17, 64, 200]),
     caching=st.booleans(),
+    max_step_ms=st.sampled_from([1e9, 1e-3]),
 )
 def test_a_request_gives_the_same_alone_and_in_any_crowd(
-    work: list[Job], num_blocks: int, max_num_seqs: int, extra_budget: int, caching: bool
+    work: list[Job], num_blocks: int, max_num_seqs: int, extra_budget: int, caching: bool, max_step_ms: float
 ) -> None:
     engine = toy_engine(
-        num_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_seqs + extra_budget, enable_prefix_caching=caching
+        num_blocks,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + extra_budget,
+        enable_prefix_caching=caching,
+        max_step_ms=max_step_ms,
     )
     results = run(engine, work)
     for number, job in enumerate(work):
@@ -151,3 +157,41 @@ def test_a_fault_ends_its_request_alone() -> None:
     assert "poisonous" in (outputs["poison"].error or "")
     assert len(outputs["good"].outputs[0].token_ids) == len(outputs["fine"].outputs[0].token_ids) == 5
     assert engine.scheduler.kv.num_used_blocks == 0
+
+
+def test_what_fails_after_the_step_ends_its_request_alone() -> None:
+    engine = toy_engine()
+
+    def token_bytes(token: int) -> bytes:
+        if token in broken:
+            raise ValueError(f"no text for token {token}")
+        return b"x"
+
+    engine.tokenizer.token_bytes = token_bytes  # type: ignore[method-assign]
+    params = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+    broken = set(range(VOCAB))
+    engine.add_request("broken", {"prompt_token_ids": [1, 2]}, SamplingParams(**params, logprobs=1))  # type: ignore[arg-type]
+    engine.add_request("good", {"prompt_token_ids": [1, 2]}, SamplingParams(**params))  # type: ignore[arg-type]
+    outputs = {}
+    while engine.has_unfinished_requests:
+        outputs |= {output.request_id: output for output in engine.step()}
+        engine.check_integrity()
+    assert outputs["broken"].outputs[0].finish_reason == "error"
+    assert "no text" in (outputs["broken"].error or "")
+    assert outputs["good"].outputs[0].finish_reason == "length"
+
+
+def test_a_branch_that_has_ended_is_not_ended_again_by_an_abort() -> None:
+    engine = toy_engine()
+    aborted = 0
+    for seed in range(20):
+        params = SamplingParams(n=2, max_tokens=50, detokenize=False, output_kind=RequestOutputKind.DELTA, temperature=3.0, seed=seed)
+        engine.add_request("a", {"prompt_token_ids": [1, 2]}, params)
+        ended: list[int] = []
+        while not ended:
+            ended = [branch.index for output in engine.step() for branch in output.outputs if branch.finished]
+        if (output := engine.abort_request("a")) is not None:
+            assert not {branch.index for branch in output.outputs} & set(ended)
+            aborted += 1
+    assert aborted
+    assert engine.metrics.registry.get_sample_value("octavo_requests_finished_total", {"reason": "abort"}) == aborted

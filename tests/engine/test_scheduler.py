@@ -110,7 +110,9 @@ def test_one_that_outgrows_the_whole_pool_ends_with_length() -> None:
     assert scheduler.kv.num_used_blocks == 0
 
 
-@pytest.mark.parametrize(("num_tokens", "n", "fits"), [(48, 1, True), (49, 1, False), (32, 2, True), (32, 3, False)])
+@pytest.mark.parametrize(
+    ("num_tokens", "n", "fits"), [(63, 1, True), (64, 1, False), (47, 2, True), (48, 2, False), (15, 4, True), (15, 5, False)]
+)
 def test_refused_at_the_door_only_what_could_never_fit(num_tokens: int, n: int, fits: bool) -> None:
     scheduler = make(num_blocks=4)
     if fits:

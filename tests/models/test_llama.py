@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,6 +21,7 @@ def checkpoint(**keys: Any) -> Checkpoint:
         "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5,
     }  # fmt: skip
     metadata |= {name.replace("__", "."): value for name, value in keys.items()}
+    extra = metadata.pop("extra", None)
     embedding = Tensor("token_embd.weight", TensorType.F32, (50, 64), np.zeros((50, 256), np.uint8))
     return cast(
         Checkpoint,
@@ -27,10 +29,16 @@ def checkpoint(**keys: Any) -> Checkpoint:
             path=Path("model.gguf"),
             architecture=metadata.pop("architecture", "llama"),
             metadata={key: value for key, value in metadata.items() if value is not None},
-            tensors={"token_embd.weight": embedding},
+            tensors=_tensors(embedding, extra),
             fingerprint="0",
         ),
     )
+
+
+def _tensors(embedding: Tensor, extra: str | None) -> dict[str, Tensor]:
+    layer = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+    names = ["output_norm.weight", *(f"blk.{i}.{name}.weight" for i in range(2) for name in layer), *([extra] if extra else [])]
+    return {"token_embd.weight": embedding} | {name: replace(embedding, name=name) for name in names}
 
 
 def test_the_program_has_the_file_s_shape() -> None:
@@ -59,6 +67,9 @@ def test_rotation_follows_the_keys() -> None:
         ({"llama__block_count": 0}, "llama.block_count=0"),
         ({"llama__attention__head_count": "many"}, "llama.attention.head_count='many'"),
         ({"llama__attention__head_count_kv": 3}, "not a multiple"),
+        ({"llama__attention__sliding_window": 128}, "sliding windows"),
+        ({"extra": "blk.0.attn_q.bias"}, "attn_q.bias"),
+        ({"llama__block_count": 3}, "'blk.2.attn_norm.weight' is missing"),
         ({"llama__expert_count": 8}, "mixtures of experts"),
         ({"llama__rope__scaling__type": "yarn"}, "'yarn'"),
         ({"llama__attention__layer_norm_rms_epsilon": float("nan")}, "epsilon=nan"),

@@ -77,7 +77,7 @@ class ChoiceBatch:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """``token_ids[r]`` is -1 where row r had a NaN, or nothing that could be chosen: an error of that row alone."""
+    """``token_ids[r]`` is -1 where row r had a NaN or +inf, or nothing that could be chosen: an error of that row alone."""
 
     token_ids: Int32Array  # (R,)
     logprobs: Float32Array  # (R,) of the chosen token; NaN where not asked for

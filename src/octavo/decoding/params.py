@@ -79,6 +79,10 @@ class SamplingParams:
         _check(0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "must be in [0, 1]")
         if self.seed is not None:
             _check(-(2**63) <= self.seed < 2**64, "seed", self.seed, "must fit in 64 bits")
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, str | Sequence), name, value, "must be a list")
+        _check(isinstance(self.output_kind, RequestOutputKind), "output_kind", self.output_kind, "must be a RequestOutputKind")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         _check(all(isinstance(s, str) and s for s in stop), "stop", self.stop, "must be one or more non-empty strings")
         _check(len(stop) <= MAX_STOP_STRINGS, "stop", f"{len(stop)} strings", f"at most {MAX_STOP_STRINGS} are allowed")

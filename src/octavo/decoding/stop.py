@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 
 class StopStringMatcher:
-    """Feeds on a branch's text. ``include`` keeps the stop string itself in the output."""
+    """Feeds on a branch's text. ``include`` keeps the stop string itself in the output.
+
+    Text given to ``hold`` is not searched, but a stop string may begin in it.
+    """
 
     __slots__ = ("_held", "_include", "_stops")
 
@@ -18,6 +21,10 @@ class StopStringMatcher:
         self._include = include
         self._held = ""
 
+    def hold(self, text: str) -> str:
+        """Text in which no stop string may end yet (``min_tokens``). Returns what is certain."""
+        return self._keep(self._held + text) if self._stops else text
+
     def push(self, text: str) -> tuple[str, str | None]:
         """Returns the text that is certain, and the stop string if one is complete now.
 
@@ -25,23 +32,26 @@ class StopStringMatcher:
         """
         if not self._stops:
             return text, None
+        old = len(self._held)
         text = self._held + text
         self._held = ""
-        found = [(position, i) for i, stop in enumerate(self._stops) if (position := text.find(stop)) >= 0]
+        found = [(position, i) for i, stop in enumerate(self._stops) if (position := text.find(stop, max(0, old - len(stop) + 1))) >= 0]
         if found:
             position, i = min(found)
             end = position + (len(self._stops[i]) if self._include else 0)
             return text[:end], self._stops[i]
-        hold = max(self._overlap(text, stop) for stop in self._stops)
-        if hold:
-            self._held = text[-hold:]
-            return text[:-hold], None
-        return text, None
+        return self._keep(text), None
 
     def flush(self) -> str:
         """What is held back, when no more text will come."""
         held, self._held = self._held, ""
         return held
+
+    def _keep(self, text: str) -> str:
+        """Holds back the tail that may become a stop string, and returns the rest."""
+        length = max(self._overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - length :]
+        return text[: len(text) - length]
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:

@@ -12,14 +12,14 @@ import logging
 import queue
 import sys
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
-from octavo.decoding import SamplingParams
+from octavo.decoding import RequestOutputKind, SamplingParams
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
 from octavo.text import ChatTemplate, Tokenizer
@@ -37,13 +37,33 @@ class EngineDeadError(RuntimeError):
 
 
 class _Stream:
-    """The outputs of one request on their way to the coroutine that reads them."""
+    """The outputs of one request on their way to the coroutine that reads them.
 
-    __slots__ = ("loop", "queue")
+    Cumulative outputs replace each other while nobody reads, so that a slow reader costs no memory.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_arrived", "_items", "_replace", "loop", "request_id")
+
+    def __init__(self, request_id: str, params: SamplingParams) -> None:
+        self.request_id = request_id
         self.loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
+        self._items: deque[RequestOutput | Exception] = deque()
+        self._arrived = asyncio.Event()
+        self._replace = params.output_kind is RequestOutputKind.CUMULATIVE
+
+    def put(self, item: RequestOutput | Exception) -> None:
+        if isinstance(item, RequestOutput):
+            item.request_id = self.request_id
+            if self._replace:
+                self._items.clear()
+        self._items.append(item)
+        self._arrived.set()
+
+    async def get(self) -> RequestOutput | Exception:
+        while not self._items:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._items.popleft()
 
 
 class AsyncLLM:
@@ -63,6 +83,9 @@ class AsyncLLM:
         self.engine = engine
         self.error: BaseException | None = None
         self._streams: dict[str, _Stream] = {}
+        """By key: the engine's own name of a request, never used twice, while ids are the callers' to choose and reuse."""
+        self._keys: dict[str, str] = {}
+        """From the ids of requests under way to their keys."""
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._counter = itertools.count()
         self._old_switch_interval_s = sys.getswitchinterval()
@@ -116,32 +139,35 @@ class AsyncLLM:
         request that cannot be served, ``EngineDeadError`` if the engine has failed.
         """
         params = sampling_params or SamplingParams()
-        request_id = request_id or f"req-{next(self._counter)}"
         text, token_ids = await self._tokenize(prompt)
-        if request_id in self._streams:
+        key = f"{request_id or 'req'}#{next(self._counter)}"
+        request_id = request_id or key
+        stream = _Stream(request_id, params)
+        if self._keys.setdefault(request_id, key) != key:
             raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
-        stream = self._streams[request_id] = _Stream()
-        if not self._accepting:  # looked at after the stream is there: from now on the thread tells it when it ends
-            del self._streams[request_id]
-            raise self._dead()
-        finished = False
-        self._commands.put(lambda: self._add(request_id, text, token_ids, params))
+        self._streams[key] = stream
+        finished = not self._accepting  # looked at after the stream is there: from now on the thread tells it when it ends
         try:
+            if finished:
+                raise self._dead()
+            self._commands.put(lambda: self._add(key, text, token_ids, params))
             while not finished:
-                item = await stream.queue.get()
+                item = await stream.get()
                 if isinstance(item, Exception):
                     finished = True
                     raise item
                 finished = item.finished
                 yield item
         finally:
-            self._streams.pop(request_id, None)
+            del self._streams[key]
+            del self._keys[request_id]
             if not finished:
-                self._commands.put(lambda: self._abort(request_id))
+                self._commands.put(lambda: self._abort(key))
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its stream gets a last output with ``finish_reason="abort"``. Unknown ids are ignored."""
-        self._commands.put(lambda: self._abort(request_id))
+        if (key := self._keys.get(request_id)) is not None:
+            self._commands.put(lambda: self._abort(key))
 
     async def encode(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text; long texts are tokenised without holding up the event loop."""
@@ -181,14 +207,14 @@ class AsyncLLM:
         try:
             while self._obey_commands():
                 self._deliver(self.engine.step())
-            self._deliver([out for request_id in list(self._streams) if (out := self.engine.abort_request(request_id)) is not None])
+            self._deliver([out for key in list(self._streams) if (out := self.engine.abort_request(key)) is not None])
         except BaseException as error:
             logger.exception("the engine has failed")
             self.error = error
         finally:
             self._accepting = False
-            for request_id, stream in list(self._streams.items()):
-                self._post(stream.loop, [(request_id, self._dead())])
+            for key, stream in list(self._streams.items()):
+                self._post(stream.loop, [(key, self._dead())])
 
     def _obey_commands(self) -> bool:
         """Empties the command queue, waiting for a command while there is nothing to compute. False: stop."""
@@ -201,15 +227,15 @@ class AsyncLLM:
                 return False
             command()
 
-    def _add(self, request_id: str, text: str | None, token_ids: list[int], params: SamplingParams) -> None:
+    def _add(self, key: str, text: str | None, token_ids: list[int], params: SamplingParams) -> None:
         try:
-            self.engine.add_tokenized(request_id, text, token_ids, params)
+            self.engine.add_tokenized(key, text, token_ids, params)
         except Exception as error:
-            if (stream := self._streams.get(request_id)) is not None:
-                self._post(stream.loop, [(request_id, error)])
+            if (stream := self._streams.get(key)) is not None:
+                self._post(stream.loop, [(key, error)])
 
-    def _abort(self, request_id: str) -> None:
-        if (output := self.engine.abort_request(request_id)) is not None:
+    def _abort(self, key: str) -> None:
+        if (output := self.engine.abort_request(key)) is not None:
             self._deliver([output])
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
@@ -224,15 +250,14 @@ class AsyncLLM:
         try:
             loop.call_soon_threadsafe(self._dispatch, items)
         except RuntimeError:  # the loop is closed: nobody reads these any more
-            for request_id, _ in items:
-                self._streams.pop(request_id, None)
-                self._commands.put(lambda request_id=request_id: self._abort(request_id))  # type: ignore[misc]
+            for key, _ in items:
+                self._commands.put(lambda key=key: self._abort(key))  # type: ignore[misc]
 
     def _dispatch(self, items: list[tuple[str, RequestOutput | Exception]]) -> None:
         """On the event loop."""
-        for request_id, item in items:
-            if (stream := self._streams.get(request_id)) is not None:
-                stream.queue.put_nowait(item)
+        for key, item in items:
+            if (stream := self._streams.get(key)) is not None:
+                stream.put(item)
 
     async def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str) and len(prompt) > _INLINE_PROMPT_CHARS:

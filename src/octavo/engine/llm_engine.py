@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any, TypedDict
 
@@ -22,6 +23,8 @@ from octavo.engine.scheduler import Scheduler
 from octavo.engine.scheduler_output import SchedulerOutput
 from octavo.engine.sequence import Request, Sequence
 from octavo.kv import KVCacheManager
+
+logger = logging.getLogger(__name__)
 
 
 class TokensPrompt(TypedDict):
@@ -106,11 +109,11 @@ class LLMEngine:
             seed=self._seed_of(params),
             metrics=RequestMetrics(time.monotonic()),
         )
-        sequence = Sequence(request, 0, self.model.root, self.scheduler.kv.block_size)
+        state = RequestState(request, self.tokenizer, self.eos_token_ids)
+        sequence = state.sequences[0] = Sequence(request, 0, self.model.root, self.scheduler.kv.block_size)
         self.scheduler.add(sequence)
         self._arrivals += 1
-        state = self._states[request_id] = RequestState(request, self.tokenizer, self.eos_token_ids)
-        state.sequences[0] = sequence
+        self._states[request_id] = state
 
     def abort_request(self, request_id: str) -> RequestOutput | None:
         """Ends a request and frees its blocks at once. Returns its last output, ``None`` if it is not under way."""
@@ -130,10 +133,7 @@ class LLMEngine:
         now_s = time.monotonic()
         touched: dict[str, RequestState] = {}
         for sequence, error in result.errors.items():
-            state = self._states[sequence.request.request_id]
-            sequence.request.error = error
-            self._end(state, "error")
-            touched[state.request.request_id] = state
+            touched[sequence.request.request_id] = self._fail(sequence, error)
         self._note_first_scheduled(output, began_s)
         self.scheduler.update(output)
         for sequence in output.outgrown:
@@ -144,8 +144,12 @@ class LLMEngine:
         for sequence, tokens in result.chosen.items():
             state = self._states[sequence.request.request_id]
             if sequence.request.error is None:
-                self._take_tokens(state, sequence, tokens, now_s)
                 touched[state.request.request_id] = state
+                try:
+                    self._take_tokens(state, sequence, tokens, now_s)
+                except Exception as error:
+                    logger.exception("request %s failed", sequence.request.request_id)
+                    self._fail(sequence, f"{type(error).__name__}: {error}")
         self._observe(output, began_s, now_s)
         return [out for state in touched.values() if (out := self._emit(state)) is not None]
 
@@ -185,8 +189,14 @@ class LLMEngine:
         for sequence in list(state.sequences.values()):
             self.scheduler.finish(sequence, reason)
             self._forget(state, sequence)
-        for index in range(state.request.params.n):
-            state.branch(index).finish(reason)
+        state.finish(reason)
+
+    def _fail(self, sequence: Sequence, error: str) -> RequestState:
+        """Ends the request of a faulty sequence, and it alone."""
+        state = self._states[sequence.request.request_id]
+        sequence.request.error = error
+        self._end(state, "error")
+        return state
 
     def _forget(self, state: RequestState, sequence: Sequence) -> None:
         state.sequences.pop(sequence.branch, None)
@@ -197,9 +207,7 @@ class LLMEngine:
         if state.finished and self._states.pop(request.request_id, None) is not None:
             request.metrics.finished_s = time.monotonic()
             self.metrics.request_latency.observe(request.metrics.finished_s - request.metrics.arrival_s)
-            reasons = {branch.finish_reason for branch in state.branches.values()}
-            for reason in sorted(str(r) for r in reasons):
-                self.metrics.requests_finished.labels(reason).inc()
+            self.metrics.requests_finished.labels(state.finish_reason).inc()
         return state.output()
 
     def _note_first_scheduled(self, output: SchedulerOutput, began_s: float) -> None:
@@ -228,6 +236,8 @@ class LLMEngine:
         return secrets.randbits(64)
 
     def _checked_ids(self, token_ids: SequenceOf[int]) -> list[int]:
+        if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Iterable):
+            raise ValueError(f"prompt_token_ids={token_ids!r} is invalid: must be a list of token ids")
         ids = list(token_ids)
         vocab_size = self.model.program.vocab_size
         for i, token in enumerate(ids):

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from octavo.engine.scheduler import Scheduler
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class _SchedulerCounts(Collector):
+    """What the scheduler and the KV cache count by themselves, read when it is scraped."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def collect(self) -> Iterator[Metric]:
+        kv = self._scheduler.kv
+        for name, text, value in (
+            ("kv_block_evictions", "Cached KV blocks given up for new ones", kv.pool.num_evictions),
+            ("kv_block_copies", "KV blocks copied on write", kv.num_copies),
+            ("preemptions", "Sequences that gave up their blocks", self._scheduler.num_preemptions),
+        ):
+            yield CounterMetricFamily(f"octavo_{name}", text, value=value)
 
 
 class EngineMetrics:
@@ -30,13 +50,11 @@ class EngineMetrics:
         gauge("kv_blocks", "KV blocks in the pool").set_function(lambda: kv.num_blocks)
         gauge("kv_blocks_in_use", "KV blocks that sequences refer to").set_function(lambda: kv.num_used_blocks)
         gauge("kv_blocks_cached", "KV blocks that can be found by their contents").set_function(lambda: kv.pool.num_cached)
-        gauge("kv_block_evictions", "Cached KV blocks given up for new ones, so far").set_function(lambda: kv.pool.num_evictions)
-        gauge("kv_block_copies", "KV blocks copied on write, so far").set_function(lambda: kv.num_copies)
-        gauge("preemptions", "Sequences that gave up their blocks, so far").set_function(lambda: scheduler.num_preemptions)
+        registry.register(_SchedulerCounts(scheduler))
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that were started")
         self.cached_prompt_tokens = counter("cached_prompt_tokens", "Prompt tokens whose KV came from the prefix cache")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
-        self.requests_finished = counter("requests_finished", "Requests that have ended, by reason", ("reason",))
+        self.requests_finished = counter("requests_finished", "Requests that have ended, by their gravest reason", ("reason",))
         self.steps = counter("steps", "Steps run")
         self.step_seconds = counter("step_seconds", "Time spent in steps")
         self.computed_tokens = counter("computed_tokens", "Tokens whose KV was computed")

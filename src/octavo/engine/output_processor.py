@@ -59,7 +59,7 @@ class BranchOutput:
             if params.include_stop_str_in_output:
                 self._push_text(token.token_id, match=False)
             self.finish("stop")
-        elif (stop := self._push_text(token.token_id, match=len(self.token_ids) >= params.min_tokens)) is not None:
+        elif (stop := self._push_text(token.token_id, match=len(self.token_ids) > params.min_tokens)) is not None:
             self.stop_reason = stop
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._request.max_tokens or len(self._request.prompt_token_ids) + len(self.token_ids) >= max_model_len:
@@ -107,10 +107,7 @@ class BranchOutput:
         if self._detokenizer is None:
             return None
         text = self._detokenizer.push(token_id)
-        if not match:
-            self._pieces.append(text)
-            return None
-        text, stop = self._stops.push(text)
+        text, stop = self._stops.push(text) if match else (self._stops.hold(text), None)
         if text:
             self._pieces.append(text)
         return stop
@@ -127,29 +124,42 @@ class BranchOutput:
         return self._tokenizer.token_bytes(token_id).decode(errors="replace")
 
 
+_GRAVEST_FIRST: tuple[FinishReason, ...] = ("error", "abort", "length", "stop")
+
+
 class RequestState:
     """A request under way: its branches' outputs, and the ``RequestOutput`` made of them."""
 
-    __slots__ = ("_eos_token_ids", "_tokenizer", "branches", "dirty", "request", "sequences")
+    __slots__ = ("branches", "dirty", "request", "sequences")
 
     def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
         self.request = request
-        self._tokenizer = tokenizer
-        self._eos_token_ids = eos_token_ids
-        self.branches: dict[int, BranchOutput] = {}
+        self.branches = [BranchOutput(request, i, tokenizer, eos_token_ids) for i in range(request.params.n)]
         self.sequences: dict[int, Sequence] = {}
+        """The branches that are alive, as the scheduler knows them."""
         self.dirty: set[int] = set()
         """Branches with something new."""
 
     def branch(self, index: int) -> BranchOutput:
-        if index not in self.branches:
-            self.branches[index] = BranchOutput(self.request, index, self._tokenizer, self._eos_token_ids)
+        """A branch that is about to have something new."""
         self.dirty.add(index)
         return self.branches[index]
 
+    def finish(self, reason: FinishReason) -> None:
+        """Ends the branches that have not ended yet."""
+        for branch in self.branches:
+            if branch.finish_reason is None:
+                self.branch(branch.index).finish(reason)
+
     @property
     def finished(self) -> bool:
-        return len(self.branches) == self.request.params.n and all(b.finish_reason is not None for b in self.branches.values())
+        return all(branch.finish_reason is not None for branch in self.branches)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the request has ended, in one word: the gravest of its branches' reasons."""
+        reasons = {branch.finish_reason for branch in self.branches}
+        return next((reason for reason in _GRAVEST_FIRST if reason in reasons), None)
 
     def output(self) -> RequestOutput | None:
         """What the caller is to see now, by the request's ``output_kind``; ``None`` if nothing."""
@@ -157,7 +167,7 @@ class RequestState:
         finished = self.finished
         if kind is RequestOutputKind.FINAL_ONLY and not finished:
             return None
-        indices = sorted(self.dirty if kind is RequestOutputKind.DELTA else self.branches)
+        indices = sorted(self.dirty) if kind is RequestOutputKind.DELTA else range(len(self.branches))
         self.dirty.clear()
         return RequestOutput(
             request_id=self.request.request_id,

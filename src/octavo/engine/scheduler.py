@@ -63,8 +63,11 @@ class Scheduler:
     # -- coming and going -----------------------------------------------------------------------------------
 
     def add(self, sequence: Sequence) -> None:
-        """Raises ``ValueError`` if its prompt and one block per branch could never fit into the pool."""
-        needed = self.kv.blocks_for(sequence.num_prompt_tokens) + sequence.request.params.n
+        """Raises ``ValueError`` if its prompt and one block per branch could never fit into the pool.
+
+        The prompt's last, partial block is shared until written, so it is among the branches' own.
+        """
+        needed = sequence.num_prompt_tokens // self.kv.block_size + sequence.request.params.n
         if needed > self.kv.num_blocks:
             raise ValueError(
                 f"the prompt's {sequence.num_prompt_tokens} tokens and its {sequence.request.params.n} branch(es) need {needed} blocks "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from octavo.decoding import SamplingParams
@@ -38,11 +38,6 @@ class Request:
     metrics: RequestMetrics
     num_cached_tokens: int = 0
     error: str | None = None
-    branches: list[Sequence] = field(default_factory=list)
-
-    @property
-    def finished(self) -> bool:
-        return len(self.branches) == self.params.n and all(s.status is RequestStatus.FINISHED for s in self.branches)
 
 
 class Sequence:

@@ -177,14 +177,6 @@ class BlockPool:
             block.content_hash = content_hash
         return known
 
-    def forget_cached(self) -> int:
-        """Drops every name, so that nothing is found again. Returns how many there were."""
-        dropped = len(self._index)
-        for block in self._index.values():
-            block.content_hash = None
-        self._index.clear()
-        return dropped
-
     def check_integrity(self, references: Iterable[Block]) -> None:
         """Recounts everything. ``references``: each block once per block table that points at it.
 

@@ -25,13 +25,17 @@ def write_llama(checkpoint: Checkpoint, max_model_len: int | None) -> Program:
     num_kv_heads = h.integer("attention.head_count_kv", num_heads)
     head_dim = h.integer("attention.key_length", hidden // num_heads)
     intermediate = h.integer("feed_forward_length")
-    vocab_size = checkpoint.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in checkpoint.tensors else 0
+    if "token_embd.weight" not in checkpoint.tensors:
+        raise ValueError(f"{checkpoint.path.name}: the tensor 'token_embd.weight' is missing")
+    vocab_size = checkpoint.tensors["token_embd.weight"].shape[0]
     eps = h.real("attention.layer_norm_rms_epsilon", high=1.0)
     if h.integer("expert_count", 0, low=0):
         raise ValueError(f"{checkpoint.path.name}: mixtures of experts are not supported by the llama family")
 
     context_length = h.integer("context_length")
     b = ProgramBuilder("llama", min(context_length, max_model_len or context_length))
+    if 0 < h.integer("attention.sliding_window", 0, low=0) < min(context_length, max_model_len or context_length):
+        raise ValueError(f"{checkpoint.path.name}: sliding windows shorter than the context are not supported by the llama family")
     style = RopeStyle(checkpoint.metadata.get("octavo.rope_style", RopeStyle.INTERLEAVED.value))
     rope = partial(b.rope, head_dim=head_dim, style=style, inv_freq=_inverse_frequencies(checkpoint, h, head_dim))
 

@@ -30,4 +30,16 @@ def build_program(checkpoint: Checkpoint, max_model_len: int | None = None) -> P
     if writer is None:
         known = ", ".join(sorted(_FAMILIES))
         raise ValueError(f"{checkpoint.path.name}: architecture {checkpoint.architecture!r} is not supported; known are {known}")
-    return writer(checkpoint, max_model_len)
+    program = writer(checkpoint, max_model_len)
+    _check_tensors(checkpoint, program)
+    return program
+
+
+def _check_tensors(checkpoint: Checkpoint, program: Program) -> None:
+    """Every weight must be there, and nothing of a layer may be left unread: a bias that is ignored gives wrong answers."""
+    for name in program.weights:
+        if name not in checkpoint.tensors:
+            raise ValueError(f"{checkpoint.path.name}: the tensor {name!r} is missing")
+    for name in checkpoint.tensors:
+        if name.startswith(("blk.", "output")) and name not in program.weights:
+            raise ValueError(f"{checkpoint.path.name}: the {program.name} family does not know what to do with the tensor {name!r}")

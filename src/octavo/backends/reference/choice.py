@@ -56,8 +56,8 @@ def nucleus(logits: Float32Array, weights: Float64Array, top_p: float) -> BoolAr
 
 
 def choose_token(logits: Float32Array, rule: Rule) -> int:
-    """The chosen id, or -1 if there is a NaN or nothing to choose. ``logits``: (V,), after edits."""
-    if np.isnan(logits).any() or np.isneginf(logits).all():
+    """The chosen id, or -1 if there is a NaN, an infinite logit or nothing to choose. ``logits``: (V,), after edits."""
+    if np.isnan(logits).any() or not np.isfinite(logits.max()):
         return -1
     if rule.temperature == 0:
         return int(np.argmax(logits))

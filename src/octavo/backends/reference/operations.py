@@ -18,7 +18,7 @@ from octavo.weights.tensor import TensorType
 GROUP = 32
 """Elements of an activation row that share a scale when it meets an integer weight."""
 
-INTEGER_TYPES = frozenset({TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1})
+INTEGER_TYPES = frozenset(kind for kind in TensorType if not kind.is_float)
 
 
 @dataclass(frozen=True, slots=True)
