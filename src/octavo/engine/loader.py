@@ -63,6 +63,11 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         executable = _backend(config, original, checkpoint).compile(program, checkpoint.tensors, options)
     try:
         tokenizer, chat_template = text.result()
+        if tokenizer.vocab_size < program.vocab_size:
+            raise ValueError(
+                f"{checkpoint.path.name}: the tokenizer knows {tokenizer.vocab_size} tokens, but the model can choose among "
+                f"{program.vocab_size}: the file is not whole"
+            )
         num_blocks = _num_blocks(config, program, executable)
         executable.allocate_kv(num_blocks)
     except BaseException:
@@ -119,9 +124,15 @@ def _num_blocks(config: EngineConfig, program: Program, executable: Executable) 
                 "and at least 2 are needed"
             )
     else:
-        budget = int((available_memory_bytes() or _FALLBACK_MEMORY_BYTES) * config.memory_fraction)
+        available = available_memory_bytes()
+        budget = int((_FALLBACK_MEMORY_BYTES if available is None else available) * config.memory_fraction)
         most = config.max_num_seqs * -(-program.max_model_len // BLOCK_SIZE)
-        num_blocks = max(2, min(budget // block_bytes, most))
+        num_blocks = min(budget // block_bytes, most)
+        if num_blocks < 2:
+            raise MemoryError(
+                f"memory_fraction={config.memory_fraction} of what is left to this process is {budget} bytes, but a KV block of this model "
+                f"takes {block_bytes} and at least 2 are needed: free memory, or set kv_cache_memory_bytes"
+            )
     if num_blocks * BLOCK_SIZE < program.max_model_len:
         logger.warning(
             "the KV cache holds %d tokens, less than the context length of %d: longer requests end early (finish_reason=length)",
