@@ -172,8 +172,8 @@ WeightFormat packed_format(SourceType source) {
     case SourceType::Q4_0:
     case SourceType::Q4_1:
     case SourceType::Q2_K:
-    case SourceType::Q3_K:
       return WeightFormat::INT4_G32;
+    case SourceType::Q3_K:
     case SourceType::Q5_0:
     case SourceType::Q5_1:
       return WeightFormat::INT5_G32;

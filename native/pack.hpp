@@ -16,8 +16,6 @@ WeightFormat packed_format(SourceType source);
 // scales of a group of 32 become one (Q2_K, Q3_K, Q6_K).
 bool packs_exactly(SourceType source);
 
-inline WeightFormat lossless_format(SourceType source) { return packed_format(source); }
-
 const char* name(WeightFormat format);
 double bits_per_weight(WeightFormat format);  // scales included, padding not
 

@@ -8,9 +8,11 @@
 //   cd native && mkdir -p /tmp/test_linear && cd /tmp/test_linear && N=$OLDPWD
 //   F="-O1 -g1 -std=c++20 -ffp-contract=off -fsanitize=address,undefined -I$N"
 //   V="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+//   g++ $F -I$N/kernels -c $N/kernels/scalar/linear.cpp -o scalar.o
 //   for f in $N/kernels/avx2/linear*.cpp; do g++ $F -mavx2 -mfma -mf16c -c $f -o 2_$(basename $f).o; done
 //   for f in $N/kernels/avx512/linear*.cpp; do g++ $F -mfma -mf16c $V -c $f -o 512_$(basename $f).o; done
-//   g++ $F -DOCTAVO_HAVE_AVX512 $N/tests/test_linear.cpp $N/{source,reround,pack}.cpp *.o -o test_linear &&
+//   g++ $F -DOCTAVO_HAVE_AVX2 -DOCTAVO_HAVE_AVX512 $N/tests/test_linear.cpp $N/{source,reround,pack}.cpp *.o -o
+//   test_linear &&
 //   ./test_linear
 #include <algorithm>
 #include <bit>
@@ -25,7 +27,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.hpp"
+#include "kernels/scalar/scalar.hpp"
 #include "pack.hpp"
 
 using namespace octavo;
@@ -234,11 +236,13 @@ Weight packed_weight(const PackedMatrix& w, std::int64_t row, std::int64_t i) {
     const auto q = static_cast<std::int8_t>(p[32 + j / 4 * 64 + c * 4 + j % 4]);
     return {half_value(load16(p + 2 * c)), static_cast<double>(q), 0};
   }
-  if (w.format != WeightFormat::INT4_G32) std::abort();
-  const std::uint8_t* p = panel + g * 320;
+  const bool five = w.format == WeightFormat::INT5_G32;
+  if (!five && w.format != WeightFormat::INT4_G32) std::abort();
+  const std::uint8_t* p = panel + g * (five ? 384 : 320);
   const int byte = p[64 + j / 8 * 64 + c * 4 + j % 4];
-  return {half_value(load16(p + 2 * c)), static_cast<double>(j % 8 < 4 ? byte & 15 : byte >> 4),
-          half_value(load16(p + 32 + 2 * c))};
+  const int low = j % 8 < 4 ? byte & 15 : byte >> 4;
+  const int high = five ? p[320 + c * 4 + j % 4] >> (j / 4) & 1 : 0;
+  return {half_value(load16(p + 2 * c)), static_cast<double>(low + 16 * high), half_value(load16(p + 32 + 2 * c))};
 }
 
 struct QuantisedRows {
@@ -329,7 +333,7 @@ void check_rerounded(SourceType type, const float* expected, const float* got) {
   const float largest = std::max(-*least, *most);
   const float step = type == SourceType::IQ4_XS ? largest * 0x1p-11f
                      : type == SourceType::Q6_K ? largest / 127
-                                                : (*most - *least) / 15;
+                                                : (*most - *least) / (type == SourceType::Q3_K ? 31 : 15);
   double squares = 0;
   for (int i = 0; i < 32; ++i) squares += std::pow(got[i] - expected[i], 2);
   const double rounding = largest * 0x1p-11 + 0x1p-18;  // 2^-18: 128 times half a step of the smallest halves
@@ -570,9 +574,12 @@ int main() {
   test_pack(random);
   test_refusals();
   std::printf("packing: %s\n", failures == 0 ? "ok" : "FAILED");
+  test_family("scalar", scalar_linear_kernels());
+#ifdef OCTAVO_HAVE_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     test_family("avx2", avx2_linear_kernels());
   }
+#endif
 #ifdef OCTAVO_HAVE_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,17 @@ class LittleLlama:
     seed: int = 0
     attention_factor: float = 1.0
     tensors: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of_type(cls, type: TensorType, **dimensions: Any) -> LittleLlama:
+        """All matrices of one type, the given dimensions widened to whole blocks of it."""
+        length = type.block_length
+        widths = {"hidden": 128, "intermediate": 160} | dimensions
+        for name in ("hidden", "intermediate"):
+            widths[name] = -(-widths[name] // length) * length
+        if widths.get("num_heads", 4) * widths.get("head_dim", 64) % length:
+            widths |= {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+        return cls(linear_types=(type,), embedding_type=type, **widths)
 
     def build(self) -> tuple[Program, dict[str, Tensor]]:
         b = ProgramBuilder("little-llama", self.max_model_len)

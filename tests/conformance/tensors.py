@@ -1,17 +1,34 @@
-"""Random checkpoint tensors of every storage type, and their values read by an independent decoder."""
+"""Random checkpoint tensors of every storage type, and their values read by an independent decoder.
+
+Types that a backend may round again when it packs them (two scales become one, or a scale becomes a half) get blocks that
+survive it: scales are powers of two times small integers, and the two halves of 32 elements have the same. Then every backend sees
+the same numbers; what rounding costs for other blocks is measured where packing is tested.
+"""
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
+from octavo.weights.dequantize import scales_and_minimums
 from octavo.weights.tensor import Tensor, TensorType
 
 Rng = np.random.Generator
-INTEGER_TYPES = (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
+INTEGER_TYPES = (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1, TensorType.IQ4_NL)
+"""Those in blocks of 32."""
+WIDE_TYPES = (TensorType.Q2_K, TensorType.Q3_K, TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K, TensorType.IQ4_XS)
+"""Those in blocks of 256: rows have a multiple of that."""
 FLOAT_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
 ALL_TYPES = FLOAT_TYPES + INTEGER_TYPES
-"""The storage types that have kernels."""
+"""Those of any width that is a multiple of 32."""
+EVERY_TYPE = ALL_TYPES + WIDE_TYPES
+
+
+def whole_blocks(width: int, *types: TensorType) -> int:
+    """``width``, or the next one that all types may have."""
+    length = max(type.block_length for type in types)
+    return -(-width // length) * length
 
 
 def as_tensor(name: str, type: TensorType, shape: tuple[int, ...], raw: npt.NDArray[np.generic]) -> Tensor:
@@ -38,15 +55,51 @@ def random_tensor(rng: Rng, name: str, type: TensorType, shape: tuple[int, ...],
     std = shape[-1] ** -0.5 if std is None else std
     if type in FLOAT_TYPES:
         return float_tensor(name, rng.normal(0, std, shape), type)
+    if type in WIDE_TYPES:
+        return as_tensor(name, type, shape, _wide_blocks(rng, type, (*shape[:-1], shape[-1] // 256), std))
     blocks = (*shape[:-1], shape[-1] // 32)
-    scale_unit = std / (74 if type is TensorType.Q8_0 else 4.6)  # uniform bytes, uniform nibbles have these deviations
-    scale = (rng.uniform(0.5, 1.3, blocks) * scale_unit * rng.choice([-1, 1], blocks)).astype(np.float16)
-    parts = [scale.view(np.uint8).reshape(*blocks, 2)]
-    if type is TensorType.Q4_1:
-        minimum = (-8 * scale.astype(np.float64) + rng.normal(0, 0.3 * std, blocks)).astype(np.float16)
-        parts.append(minimum.view(np.uint8).reshape(*blocks, 2))
-    parts.append(rng.integers(0, 256, (*blocks, 32 if type is TensorType.Q8_0 else 16), dtype=np.uint8))
+    q_std = {TensorType.Q8_0: 74, TensorType.IQ4_NL: 69, TensorType.Q5_0: 9.2, TensorType.Q5_1: 9.2}.get(type, 4.6)
+    scale = _halves(rng.uniform(0.5, 1.3, blocks) * std / q_std * rng.choice([-1, 1], blocks))
+    parts = [scale.view(np.uint8)]
+    if type in (TensorType.Q4_1, TensorType.Q5_1):
+        centre = -8 if type is TensorType.Q4_1 else -16
+        parts.append(_halves(centre * scale[..., 0].astype(np.float64) + rng.normal(0, 0.3 * std, blocks)).view(np.uint8))
+    num_bytes = type.block_bytes - sum(part.shape[-1] for part in parts)
+    parts.append(rng.integers(0, 256, (*blocks, num_bytes), dtype=np.uint8))
     return as_tensor(name, type, shape, np.concatenate(parts, axis=-1))
+
+
+def _halves(values: npt.ArrayLike) -> npt.NDArray[np.float16]:
+    """(…, 1) for (…): what a block holds beside its bytes."""
+    return np.asarray(values)[..., None].astype(np.float16)
+
+
+def _wide_blocks(rng: Rng, type: TensorType, blocks: tuple[int, ...], std: float) -> npt.NDArray[np.uint8]:
+    """(…, bytes per block). ``unit``: about the deviation of the integers that d multiplies."""
+    unit = {TensorType.Q4_K: 255, TensorType.Q5_K: 510, TensorType.Q2_K: 14, TensorType.Q3_K: 43, TensorType.Q6_K: 1350}.get(type, 1280)
+    powers = np.exp2(np.rint(np.log2(std / unit)) + rng.integers(-1, 1, blocks))
+    d = _halves(powers * rng.choice([-1, 1], blocks)).view(np.uint8)
+
+    def random_bytes(count: int) -> npt.NDArray[np.uint8]:
+        return rng.integers(0, 256, (*blocks, count), dtype=np.uint8)
+
+    match type:
+        case TensorType.Q4_K | TensorType.Q5_K:
+            scale = rng.uniform(0.7, 1.4, blocks) * std / unit
+            minimum = scale * (7.5 if type is TensorType.Q4_K else 15.5)
+            return np.concatenate([_halves(scale).view(np.uint8), _halves(minimum).view(np.uint8), random_bytes(type.block_bytes - 4)], -1)
+        case TensorType.Q2_K:
+            m = _halves(2 * powers).view(np.uint8)
+            return np.concatenate([np.repeat(random_bytes(8), 2, axis=-1), random_bytes(64), _halves(powers).view(np.uint8), m], -1)
+        case TensorType.Q3_K:
+            scales = np.repeat(rng.integers(0, 64, (*blocks, 8), dtype=np.uint8), 2, axis=-1)
+            low = (scales[..., :8] & 15) | (scales[..., 8:] & 15) << 4
+            high = sum((scales[..., 4 * i : 4 * i + 4] >> 4) << (2 * i) for i in range(4))
+            return np.concatenate([random_bytes(96), low, np.asarray(high, np.uint8), d], -1)
+        case TensorType.Q6_K:
+            return np.concatenate([random_bytes(192), np.repeat(random_bytes(8), 2, axis=-1), d], -1)
+        case _:
+            return np.concatenate([d, random_bytes(type.block_bytes - 2)], -1)
 
 
 def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:
@@ -59,7 +112,7 @@ def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:
             flat = raw.view(np.float16).astype(np.float64)
         case TensorType.BF16:
             flat = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        case _:
+        case TensorType.Q8_0 | TensorType.Q4_0 | TensorType.Q4_1:
             blocks = raw.reshape(-1, tensor.type.block_bytes)
             scale = blocks[:, :2].copy().view(np.float16).astype(np.float64)
             if tensor.type is TensorType.Q8_0:
@@ -69,12 +122,31 @@ def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:
                 q = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float64)
                 has_minimum = tensor.type is TensorType.Q4_1
                 flat = scale * q + (blocks[:, 2:4].copy().view(np.float16) if has_minimum else -8 * scale)
+        case _:
+            flat = gguf.quants.dequantize(tensor.data, gguf.GGMLQuantizationType[tensor.type.name]).astype(np.float64)
     return np.asarray(flat, np.float64).reshape(tensor.shape)
 
 
 def minimum_of(tensor: Tensor) -> npt.NDArray[np.float64]:
-    """The part of each integer weight that does not depend on q: 0, -8 · scale or the stored minimum."""
+    """The part of each integer weight that does not depend on q, to the size it has: 0, some scale or the stored minimum."""
     blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
     first, second = (blocks[:, i : i + 2].copy().view(np.float16).astype(np.float64) for i in (0, 2))
-    of_block = {TensorType.Q8_0: 0 * first, TensorType.Q4_0: -8 * first, TensorType.Q4_1: second}[tensor.type]
-    return np.repeat(of_block, 32).reshape(tensor.shape)
+    match tensor.type:
+        case TensorType.Q4_0:
+            of_block = -8 * first
+        case TensorType.Q5_0:
+            of_block = -16 * first
+        case TensorType.Q4_1 | TensorType.Q5_1:
+            of_block = second
+        case TensorType.Q4_K | TensorType.Q5_K:
+            _, minimums = scales_and_minimums(blocks[:, 4:16])
+            return np.repeat(-second * minimums, 32).reshape(tensor.shape)
+        case TensorType.Q2_K:
+            m = blocks[:, 82:84].copy().view(np.float16).astype(np.float64)
+            return np.repeat(-m * (blocks[:, :16] >> 4), 16).reshape(tensor.shape)
+        case TensorType.Q3_K:  # none is stored; one of 4 scales is made where quants are unsigned
+            largest = np.abs(values_of(tensor)).reshape(-1, 32).max(axis=1)
+            return np.repeat(2 * largest, 32).reshape(tensor.shape)
+        case _:
+            return np.zeros(tensor.shape)
+    return np.repeat(of_block, tensor.type.block_length).reshape(tensor.shape)

@@ -19,7 +19,7 @@ from octavo.weights.tensor import TensorType
 
 from .programs import LittleLlama, attention_program, compile_program
 from .steps import Driver
-from .tensors import ALL_TYPES, INTEGER_TYPES, float_tensor, values_of
+from .tensors import ALL_TYPES, EVERY_TYPE, INTEGER_TYPES, float_tensor, values_of
 from .test_attention import token_table
 
 Ids = npt.NDArray[np.int64]
@@ -33,12 +33,12 @@ class Case:
 
 
 def _one_type(type: TensorType) -> Case:
-    model = LittleLlama(linear_types=(type,), embedding_type=type, num_heads=6, num_kv_heads=2, hidden=96, head_dim=32)
+    model = LittleLlama.of_type(type, num_heads=6, num_kv_heads=2, hidden=96, head_dim=32)
     return Case(type.name, model, "fp16" if type.value[0] > 1 else "fp32")
 
 
 CASES = [
-    *(_one_type(type) for type in ALL_TYPES),
+    *(_one_type(type) for type in EVERY_TYPE),
     Case("mixed-80", LittleLlama(linear_types=ALL_TYPES[::-1], biases=True, head_dim=80, num_heads=4, num_kv_heads=1,
                                  rotary_dim=40, style=RopeStyle.HALF_SPLIT, tied=False), "fp16"),
     Case("mixed-128", LittleLlama(linear_types=(TensorType.Q4_1, TensorType.Q8_0), head_dim=128, num_heads=2, num_kv_heads=2,

@@ -16,7 +16,7 @@ from octavo.weights.tensor import Tensor, TensorType
 
 from .programs import compile_program, one_op_program
 from .steps import Driver
-from .tensors import ALL_TYPES, INTEGER_TYPES, float_tensor, minimum_of, random_tensor, values_of
+from .tensors import ALL_TYPES, EVERY_TYPE, FLOAT_TYPES, WIDE_TYPES, float_tensor, minimum_of, random_tensor, values_of, whole_blocks
 
 UNIT = 2.0**-24
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 33)
@@ -48,7 +48,7 @@ def rounded_to_int8(x: npt.NDArray[np.float32]) -> Float64Array:
 def expected(x: npt.NDArray[np.float32], tensor: Tensor) -> tuple[Float64Array, Float64Array]:
     """x Wᵀ in float64, and the bound of the error that float32 sums may make."""
     w = values_of(tensor)
-    if tensor.type not in INTEGER_TYPES:
+    if tensor.type in FLOAT_TYPES:
         seen, num_terms = x.astype(np.float64), x.shape[1]
         size = np.abs(w)
     else:  # per group: an exact integer sum times two scales, and the minimum times the group's sum
@@ -75,12 +75,13 @@ def check(got: npt.NDArray[np.float32], want: Float64Array, bound: Float64Array)
     assert excess.max() <= 1, f"{excess.max():.3g} times the bound at {np.unravel_index(excess.argmax(), excess.shape)}"
 
 
-@pytest.mark.parametrize("type", ALL_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", EVERY_TYPE, ids=lambda t: t.name)
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows(backend: Backend, type: TensorType, rows: int) -> None:
     rng = np.random.default_rng(rows)
-    weight = random_tensor(rng, "w", type, (48, 96))
-    x = inputs(rng, rows, 96)
+    width = whole_blocks(96, type)
+    weight = random_tensor(rng, "w", type, (48, width))
+    x = inputs(rng, rows, width)
     check(run_linear(backend, x, [weight], []), *expected(x, weight))
 
 
@@ -91,6 +92,12 @@ def test_widths(backend: Backend, type: TensorType, outputs: int, width: int) ->
     weight = random_tensor(rng, "w", type, (outputs, width))
     x = inputs(rng, 9, width)
     check(run_linear(backend, x, [weight], []), *expected(x, weight))
+
+
+@pytest.mark.parametrize("type", WIDE_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize(("outputs", "width"), [(1, 256), (17, 512), (33, 1536), (130, 256), (20, 1792)])
+def test_widths_of_wide_blocks(backend: Backend, type: TensorType, outputs: int, width: int) -> None:
+    test_widths(backend, type, outputs, width)
 
 
 @pytest.mark.parametrize("type", [TensorType.F32, TensorType.F16, TensorType.BF16], ids=lambda t: t.name)
@@ -106,8 +113,8 @@ def test_float_weights_of_any_width(backend: Backend, type: TensorType, width: i
 def test_fused_projections_of_mixed_types_with_biases(backend: Backend, rows: int) -> None:
     """Every type side by side in one operation, odd widths, some biases missing."""
     rng = np.random.default_rng(rows)
-    x = inputs(rng, rows, 64)
-    tensors = [random_tensor(rng, f"w{i}", type, (17 + 5 * i, 64)) for i, type in enumerate(ALL_TYPES)]
+    x = inputs(rng, rows, 256)
+    tensors = [random_tensor(rng, f"w{i}", type, (17 + 5 * i, 256)) for i, type in enumerate(EVERY_TYPE)]
     biases = [float_tensor(f"b{i}", rng.normal(size=t.shape[0])) if i % 3 else None for i, t in enumerate(tensors)]
     got = run_linear(backend, x, tensors, biases)
     start = 0
@@ -131,7 +138,7 @@ def test_int8_weight_of_minus_128(backend: Backend) -> None:
     check(got, *expected(x, weight))
 
 
-@pytest.mark.parametrize("type", ALL_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", EVERY_TYPE, ids=lambda t: t.name)
 def test_dequantize_expands_weights(backend: Backend, type: TensorType) -> None:
     """With ``dequantize`` activations are not rounded either."""
     rng = np.random.default_rng(5)
@@ -142,12 +149,13 @@ def test_dequantize_expands_weights(backend: Backend, type: TensorType) -> None:
     check(run_linear(backend, x, [weight], [], dequantize=True), x.astype(np.float64) @ w.T, bound)
 
 
-@pytest.mark.parametrize("type", ALL_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("type", EVERY_TYPE, ids=lambda t: t.name)
 @pytest.mark.parametrize("poison", [np.nan, np.inf], ids=["nan", "inf"])
 def test_a_faulty_row_is_not_hidden_and_stays_alone(backend: Backend, type: TensorType, poison: float) -> None:
     rng = np.random.default_rng(3)
-    weight = random_tensor(rng, "w", type, (33, 96))
-    x = rng.normal(size=(7, 96)).astype(np.float32)
+    width = whole_blocks(96, type)
+    weight = random_tensor(rng, "w", type, (33, width))
+    x = rng.normal(size=(7, width)).astype(np.float32)
     clean = run_linear(backend, x, [weight], [])
     x[4, 40] = poison
     got = run_linear(backend, x, [weight], [])

@@ -26,6 +26,7 @@ from octavo.backends.base import (
     UInt8Array,
 )
 from octavo.backends.native.arena import Arena, float_place, quantised_parts
+from octavo.backends.native.formats import log_packing
 from octavo.backends.native.instructions import (
     AddI,
     AttentionI,
@@ -263,6 +264,7 @@ class _Emitter:
 
     def _load_matrices(self, layout: PackedLayout) -> None:
         """From the cache, or packed here and left to it."""
+        log_packing(layout)
         cache = self._cache
         region = cache.open(layout) if cache is not None else None
         if region is not None:

@@ -1,0 +1,131 @@
+"""Every tensor type has a packing; those called exact keep every bit, the others stay within what re-rounding may cost."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+pytest.importorskip("octavo._native", reason="the native extension is not built")
+
+from octavo import _native
+from octavo.backends.native.formats import PackedFormat, log_packing, packed_format, packed_groups
+from octavo.backends.native.packed_layout import plan_layout
+from octavo.program import ProgramBuilder
+from octavo.weights import Tensor, TensorType, dequantize
+
+FORMATS = {
+    TensorType.F32: PackedFormat("F32", 32.0, True),
+    TensorType.F16: PackedFormat("F16", 16.0, True),
+    TensorType.BF16: PackedFormat("F32", 32.0, True),
+    TensorType.Q8_0: PackedFormat("INT8_G32", 8.5, True),
+    TensorType.Q4_0: PackedFormat("INT4_G32", 5.0, True),
+    TensorType.Q4_1: PackedFormat("INT4_G32", 5.0, True),
+    TensorType.Q5_0: PackedFormat("INT5_G32", 6.0, True),
+    TensorType.Q5_1: PackedFormat("INT5_G32", 6.0, True),
+    TensorType.Q2_K: PackedFormat("INT4_G32", 5.0, False),
+    TensorType.Q3_K: PackedFormat("INT5_G32", 6.0, False),
+    TensorType.Q4_K: PackedFormat("INT4_K", 4.625, True),
+    TensorType.Q5_K: PackedFormat("INT5_K", 5.625, True),
+    TensorType.Q6_K: PackedFormat("INT8_G32", 8.5, False),
+    TensorType.IQ4_NL: PackedFormat("INT8_G32", 8.5, True),
+    TensorType.IQ4_XS: PackedFormat("INT8_G32", 8.5, False),
+}
+HALVES_AT = {TensorType.Q2_K: (80, 82), TensorType.Q3_K: (108,), TensorType.Q6_K: (208,)}
+WITH_MINIMUM = (TensorType.Q4_1, TensorType.Q5_1, TensorType.Q4_K, TensorType.Q5_K)
+
+
+def random_tensor(kind: TensorType, rows: int, width: int, seed: int = 0) -> Tensor:
+    """Any bytes, but scales of either sign between 2⁻⁸ and 2⁻⁴, and some that are subnormal."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows * width // kind.block_length, kind.block_bytes), np.uint8)
+    if kind is TensorType.F32:
+        blocks = rng.normal(size=(rows * width, 1)).astype(np.float32).view(np.uint8)
+    elif kind is TensorType.BF16:
+        blocks[:, 1] &= 0xBF  # no infinities
+    else:
+        for at in HALVES_AT.get(kind, (0, 2) if kind in WITH_MINIMUM else (0,)):
+            scale = np.where(rng.random(len(blocks)) < 0.1, rng.integers(0, 1024, len(blocks)), rng.integers(0x1C00, 0x2C00, len(blocks)))
+            scale |= rng.integers(0, 2, len(blocks)) << 15
+            blocks[:, at : at + 2] = scale.astype("<u2")[:, None].view(np.uint8)
+    return Tensor("t", kind, (rows, width), np.ascontiguousarray(blocks.reshape(rows, -1)))
+
+
+def packed_values(tensor: Tensor) -> np.ndarray:
+    values: np.ndarray = _native.packed_values(getattr(_native.SourceType, tensor.type.name), tensor.data, tensor.shape[1])
+    return values
+
+
+@pytest.mark.parametrize("kind", TensorType)
+def test_formats(kind: TensorType) -> None:
+    assert packed_format(kind) == FORMATS[kind]
+    assert packed_format(kind, dequantize=True) == PackedFormat("F32", 32.0, True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TensorType if FORMATS[kind].exact])
+@pytest.mark.parametrize(("rows", "width"), [(1, 256), (16, 512), (37, 256)])
+def test_exact_types_keep_every_weight(kind: TensorType, rows: int, width: int) -> None:
+    tensor = random_tensor(kind, rows, width, seed=rows)
+    np.testing.assert_array_equal(packed_values(tensor), dequantize(tensor))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TensorType if not FORMATS[kind].exact])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_rounding_again_costs(kind: TensorType, seed: int) -> None:
+    """Per group of 32, the root of the mean square error is at most half the step of plain rounding to the packed levels."""
+    tensor = random_tensor(kind, 33, 1024, seed)
+    want = dequantize(tensor).reshape(-1, 32).astype(np.float64)
+    got = packed_values(tensor).reshape(-1, 32).astype(np.float64)
+    largest, extent = np.abs(want).max(axis=1), np.ptp(want, axis=1)
+    step = {
+        TensorType.Q2_K: extent / 15,
+        TensorType.Q3_K: extent / 31,
+        TensorType.Q6_K: largest / 127,
+        TensorType.IQ4_XS: largest * 2.0**-11,
+    }[kind]
+    halves = largest * 2.0**-11 + 2.0**-18  # of scale and minimum; the second where they are subnormal
+    assert (np.sqrt(np.square(got - want).mean(axis=1)) <= step / 2 + halves).all()
+
+
+@pytest.mark.parametrize("kind", [TensorType.Q2_K, TensorType.Q3_K, TensorType.Q6_K])
+def test_halves_of_one_scale_are_kept(kind: TensorType) -> None:
+    """Where the two halves of a group have one scale that a half holds, nothing is lost."""
+    tensor = random_tensor(kind, 8, 512)
+    blocks = tensor.data.reshape(-1, kind.block_bytes)
+    for at in HALVES_AT[kind]:
+        blocks[:, at : at + 2] = np.array([2.0**-6], np.float16).view(np.uint8)
+    if kind is TensorType.Q3_K:
+        blocks[:, 96:108] = 0xA5  # every scale the same
+    else:
+        start = 192 if kind is TensorType.Q6_K else 0
+        blocks[:, start + 1 : start + 16 : 2] = blocks[:, start : start + 16 : 2]
+    np.testing.assert_array_equal(packed_values(tensor), dequantize(tensor))
+
+
+@pytest.mark.parametrize("kind", [TensorType.Q6_K, TensorType.Q2_K, TensorType.Q3_K, TensorType.IQ4_XS])
+def test_a_scale_that_is_not_finite_is_not_hidden(kind: TensorType) -> None:
+    tensor = random_tensor(kind, 2, 256)
+    at = HALVES_AT.get(kind, (0,))[0]
+    tensor.data[0, at : at + 2] = np.array([np.inf], np.float16).view(np.uint8)
+    values = packed_values(tensor)
+    assert not np.isfinite(values[0]).all()
+    assert np.isfinite(values[1]).all()
+
+
+def test_the_log_says_what_grows(caplog: pytest.LogCaptureFixture) -> None:
+    types = {"embed": TensorType.Q6_K, "first": TensorType.Q4_K, "second": TensorType.Q4_K}
+    b = ProgramBuilder("three", 64)
+    x = b.embedding("embed", 20, 256)
+    b.paged_attention(x, x, x, layer=0, num_heads=2, num_kv_heads=2, head_dim=128)
+    program = b.build(b.select_rows(b.linear(x, {"first": 20, "second": 20})))
+    layout = plan_layout(program, {name: random_tensor(kind, 20, 256) for name, kind in types.items()}, False)
+    groups = {group.type: group for group in packed_groups(layout)}
+    assert groups[TensorType.Q4_K].num_matrices == 2
+    assert groups[TensorType.Q4_K].file_bytes == 2 * 20 * 144
+    assert groups[TensorType.Q4_K].packed_bytes == 2 * 2 * 2368  # two panels of 16 rows each
+    with caplog.at_level(logging.INFO, "octavo"):
+        log_packing(layout)
+    assert "2 × Q4_K as INT4_K" in caplog.text
+    assert "1 × Q6_K as INT8_G32" in caplog.text
+    assert "rounded again" in caplog.text
