@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from octavo.backends.base import CompileOptions, Float32Array
-from octavo.backends.native import NativeBackend, PackedCache
+from octavo.backends.native import NativeBackend, PackedCache, forget_packed
 from octavo.backends.native.packed_layout import plan_layout
 from octavo.program import Program
 from octavo.weights.tensor import ComputedTensor, Tensor, TensorType
@@ -226,7 +227,7 @@ def test_the_least_recently_used_make_room(cache: PackedCache) -> None:
     models = {name: replace(cache, source=Path(name), weights=name) for name in "bcd"}
     logits(models["b"])
     logits(models["c"])
-    age_all(cache.directory)
+    age_all(cache.directory, 3600)
     logits(cache)  # used again: now b and c are older
     logits(models["d"])
     names = sorted(json.loads(path.read_bytes())["source"] for path in cache.directory.glob("*.json"))
@@ -236,9 +237,37 @@ def test_the_least_recently_used_make_room(cache: PackedCache) -> None:
     assert len(list(cache.directory.glob("*.packed"))) == 3, "what exceeds the limit alone is not kept"
 
 
-def age_all(directory: Path) -> None:
+def age_all(directory: Path, seconds: float) -> None:
     for path in directory.iterdir():
-        os.utime(path, (1e9, 1e9))
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_packed_weights_outlive_their_model_by_a_week(cache: PackedCache, tmp_path: Path) -> None:
+    here = tmp_path / "here.gguf"
+    here.write_bytes(b"")
+    logits(replace(cache, source=here, weights="here"))
+    logits(replace(cache, source=tmp_path / "gone.gguf", weights="gone"))
+    age_all(cache.directory, 6 * 24 * 3600)
+    logits(replace(cache, source=Path("b"), weights="b"))
+    assert len(list(cache.directory.glob("*.packed"))) == 3
+    age_all(cache.directory, 8 * 24 * 3600)
+    logits(replace(cache, source=Path("c"), weights="c"))
+    names = {json.loads(path.read_bytes())["source"] for path in cache.directory.glob("*.json")}
+    assert names == {str(here), "c"}
+
+
+def test_a_model_is_forgotten_with_its_folder(cache: PackedCache, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "one"
+    logits(replace(cache, source=folder / "m.gguf", weights="one"))
+    logits(replace(cache, source=tmp_path / "models" / "one more" / "m.gguf", weights="two"))
+    size = sum(path.stat().st_size for path in cache.directory.glob("*.packed"))
+    freed = forget_packed(folder, cache.directory)
+    assert freed == size // 2
+    left = json.loads(the_file(cache).with_suffix(".json").read_bytes())
+    assert left["source"].endswith("one more/m.gguf")
+    assert forget_packed(tmp_path / "models" / "one more" / "m.gguf", cache.directory) == freed
+    assert list(cache.directory.iterdir()) == []
+    assert forget_packed(folder, tmp_path / "nowhere") == 0
 
 
 def test_small_models_are_not_kept(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ SUFFIX, RECORD_SUFFIX, DRAFT_SUFFIX = ".packed", ".json", ".part"
 _MAGIC = b"OctavoPW"
 _DIGEST_BYTES = 32
 _ABANDONED_S = 3600.0
+_ORPHANED_S = 7 * 24 * 3600.0
+"""A file whose model has gone is kept this long after its last use: a disk may only be unplugged."""
 _CHUNK_BYTES = 16 << 20
 
 
@@ -256,7 +258,7 @@ class PackedCache:
         files: list[tuple[float, int, Path]] = []
         for path in self.directory.glob(f"*{SUFFIX}"):
             record = _recorded(path)
-            if path != kept and record.get("source") == str(self.source) and self._superseded(record):
+            if path != kept and (self._superseded(record) or _orphaned(path, record)):
                 _remove(path)
                 continue
             with contextlib.suppress(OSError):
@@ -270,6 +272,8 @@ class PackedCache:
                 total -= size
 
     def _superseded(self, record: dict[str, Any]) -> bool:
+        if record.get("source") != str(self.source):
+            return False
         return record.get("source_fingerprint") != self.source_fingerprint or record.get("variant") == self.variant
 
     def _sweep(self) -> None:
@@ -280,6 +284,18 @@ class PackedCache:
                     continue
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def forget_packed(source: Path, directory: Path | None = None) -> int:
+    """Removes what was packed from the model at ``source``, or from any model below it if it is a directory. Returns the bytes freed."""
+    source, freed = source.resolve(), 0
+    for path in (directory or cache_directory() / "packed").glob(f"*{SUFFIX}"):
+        origin = _recorded(path).get("source")
+        if isinstance(origin, str) and Path(origin).is_relative_to(source):
+            with contextlib.suppress(OSError):
+                freed += path.stat().st_size
+            _remove(path)
+    return freed
 
 
 def _identity(status: os.stat_result) -> list[int]:
@@ -293,6 +309,14 @@ def _recorded(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _orphaned(path: Path, record: dict[str, Any]) -> bool:
+    source = record.get("source")
+    with contextlib.suppress(OSError):
+        gone = not isinstance(source, str) or not os.path.exists(source)
+        return gone and time.time() - _last_used(path) > _ORPHANED_S
+    return False
 
 
 def _last_used(path: Path) -> float:
