@@ -38,13 +38,14 @@ def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Models by the names that octavo list shows.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete models from the cache. A process that is serving one keeps it until it ends.
+    """Delete models from the cache, packed weights included. A process that is serving one keeps it until it ends.
 
     \b
     Examples:
       octavo rm smollm2-135m-instruct               asks first
       octavo rm --yes hf:ORG/NAME:FILE.gguf
     """
+    from octavo.backends.native import forget_packed
     from octavo.cli.banner import megabytes
     from octavo.cli.run import Refused
     from octavo.weights.store import list_models, remove_model
@@ -58,4 +59,7 @@ def remove(
             if not typer.confirm(f"Delete {name}{size}?", err=True):
                 print(f"{name} stays.", file=sys.stderr)
                 continue
-        print(f"{name}: {megabytes(remove_model(name))} freed")
+        freed = remove_model(name)
+        if name in present:
+            freed += forget_packed(present[name].path)
+        print(f"{name}: {megabytes(freed)} freed")
