@@ -64,11 +64,12 @@ OCTAVO_INLINE inline void for_each_block(std::int64_t m, std::int64_t row_bytes,
 // Calls f(Index<R>{}, first row, tile, tiles) over `rows` rows in tiles of at most Most, as equal as can be.
 template <int Most, class F>
 OCTAVO_INLINE inline void for_each_tile(std::int64_t rows, F&& f) {
-  const std::int64_t tiles = (rows + Most - 1) / Most;
+  constexpr int kMost = tile_limit(Most);
+  const std::int64_t tiles = (rows + kMost - 1) / kMost;
   std::int64_t row = 0;
   for (std::int64_t t = 0; t < tiles; ++t) {
     const std::int64_t height = (rows - row + (tiles - t) - 1) / (tiles - t);
-    unroll<Most>([&](auto i) OCTAVO_INLINE {
+    unroll<kMost>([&](auto i) OCTAVO_INLINE {
       if (height == i + 1) f(Index<i + 1>{}, row, t, tiles);
     });
     row += height;

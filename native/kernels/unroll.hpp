@@ -8,6 +8,12 @@
 
 #define OCTAVO_INLINE __attribute__((always_inline))
 
+// Rows that any tile may have. Each number of rows is a kernel of its own; with sanitisers some take seconds to compile,
+// and so such builds have only the first few. No result depends on it.
+#ifndef OCTAVO_MAX_TILE_ROWS
+#define OCTAVO_MAX_TILE_ROWS 64
+#endif
+
 namespace octavo {
 namespace {
 
@@ -15,6 +21,8 @@ template <int I>
 struct Index {
   OCTAVO_INLINE constexpr operator int() const { return I; }
 };
+
+constexpr int tile_limit(int rows) { return rows < OCTAVO_MAX_TILE_ROWS ? rows : OCTAVO_MAX_TILE_ROWS; }
 
 // f(Index<0>{}), …, f(Index<N - 1>{}); f is a lambda marked OCTAVO_INLINE whose argument is usable as a constant.
 template <int N, class F>

@@ -8,7 +8,7 @@ struct Avx2 {
   using Vec = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kRegisters = 16;
-  static constexpr int kRows = 6;
+  static constexpr int kRows = tile_limit(6);
   template <int Rows>
   static constexpr int kScoreBlocks = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
   template <int Rows>

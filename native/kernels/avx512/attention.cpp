@@ -9,7 +9,7 @@ struct Avx512 {
   using Vec = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kRegisters = 32;
-  static constexpr int kRows = 12;
+  static constexpr int kRows = tile_limit(12);
   template <int Rows>
   static constexpr int kScoreBlocks = Rows <= 6 ? 4 : 2;
   template <int Rows>
