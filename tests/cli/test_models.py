@@ -61,7 +61,7 @@ def test_rm(cache: Path) -> None:
         (packed / f"{i}.json").write_text(json.dumps({"source": str(model.path.resolve())}))
     done = octavo("rm", "--yes", NAMES[0])
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{NAMES[0]}: {2.5:.0f} MB freed\n"
+    assert done.stdout == f"{NAMES[0]}: 3 MB freed\n"
     assert len(list(packed.iterdir())) == 2
     assert [model.name for model in list_models()] == [NAMES[1]]
     again = octavo("rm", "--yes", NAMES[0])
