@@ -11,9 +11,8 @@
 //   g++ $F -I$N/kernels -c $N/kernels/scalar/linear.cpp -o scalar.o
 //   for f in $N/kernels/avx2/linear*.cpp; do g++ $F -mavx2 -mfma -mf16c -c $f -o 2_$(basename $f).o; done
 //   for f in $N/kernels/avx512/linear*.cpp; do g++ $F -mfma -mf16c $V -c $f -o 512_$(basename $f).o; done
-//   g++ $F -DOCTAVO_HAVE_AVX2 -DOCTAVO_HAVE_AVX512 $N/tests/test_linear.cpp $N/{source,reround,pack}.cpp *.o -o
-//   test_linear &&
-//   ./test_linear
+//   F="$F -DOCTAVO_HAVE_AVX2 -DOCTAVO_HAVE_AVX512"
+//   g++ $F $N/tests/test_linear.cpp $N/{source,reround,pack}.cpp *.o -o test_linear && ./test_linear
 #include <algorithm>
 #include <bit>
 #include <cmath>
