@@ -57,6 +57,7 @@ lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	find native benchmarks -name '*.[ch]pp' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 test: $(DEV) lint
 	@$(VENV)/bin/octavo pull smollm2-135m-instruct >/dev/null
@@ -73,7 +74,7 @@ bench-peers: $(DEV)
 format: $(DEV)
 	$(VENV)/bin/ruff check --fix --quiet .
 	$(VENV)/bin/ruff format .
-	@if command -v clang-format >/dev/null; then find native -name '*.[ch]pp' -exec clang-format -i {} +; fi
+	find native benchmarks -name '*.[ch]pp' | xargs $(VENV)/bin/clang-format -i
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,13 +5,13 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kItemsPerThread = 4;              // fewer than that and tiles are cut into splits
+constexpr std::int64_t kItemsPerThread = 4;  // fewer than that and tiles are cut into splits
 constexpr std::int64_t kMaxStateFloats = std::int64_t{8} << 20;
 
 }  // namespace
 
-AttentionPlan::AttentionPlan(std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t max_group, std::int64_t max_tokens,
-                             std::int64_t max_model_len, int num_threads)
+AttentionPlan::AttentionPlan(std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t max_group,
+                             std::int64_t max_tokens, std::int64_t max_model_len, int num_threads)
     : num_kv_heads_(num_kv_heads), head_dim_(head_dim), max_pairs_(kItemsPerThread * num_threads) {
   const std::int64_t max_splits = (max_model_len + kSplit - 1) / kSplit;
   const std::int64_t floats = max_pairs_ * max_splits * state_floats(tile_rows(max_group), head_dim);
@@ -32,7 +32,8 @@ void AttentionPlan::prepare(const Step& step, std::int64_t group) {
   for (std::int64_t s = 0; s < step.num_sequences(); ++s) {
     const std::int64_t end = step.query_start_loc[s + 1];
     for (std::int64_t row = step.query_start_loc[s]; row < end; row += positions) {
-      tiles_.push_back({step.block_tables + s * step.table_width, row, step.positions[row], std::min(positions, end - row)});
+      tiles_.push_back(
+          {step.block_tables + s * step.table_width, row, step.positions[row], std::min(positions, end - row)});
     }
   }
   const std::int64_t pairs = static_cast<std::int64_t>(tiles_.size()) * num_kv_heads_;
@@ -52,7 +53,8 @@ void AttentionPlan::add_items(std::int32_t tile, std::int64_t group, bool split)
   cost_ += static_cast<double>(rows * keys * head_dim_ * num_kv_heads_);
   for (std::int32_t head = 0; head < num_kv_heads_; ++head) {
     const std::int64_t floats = splits * state_floats(rows, head_dim_);
-    const bool fits = (states_used_ + floats) * static_cast<std::int64_t>(sizeof(float)) <= static_cast<std::int64_t>(states_.bytes());
+    const bool fits = (states_used_ + floats) * static_cast<std::int64_t>(sizeof(float)) <=
+                      static_cast<std::int64_t>(states_.bytes());
     if (!split || splits == 1 || !fits) {
       items_.push_back({rows * keys, tile, head, -1, -1});
       continue;
@@ -67,7 +69,8 @@ void AttentionPlan::add_items(std::int32_t tile, std::int64_t group, bool split)
   }
 }
 
-void AttentionPlan::run(std::int64_t index, const AttentionKernels& kernels, const AttentionCall& call, float* scratch) {
+void AttentionPlan::run(std::int64_t index, const AttentionKernels& kernels, const AttentionCall& call,
+                        float* scratch) {
   const Item& item = items_[static_cast<std::size_t>(index)];
   const AttentionTile& tile = tiles_[static_cast<std::size_t>(item.tile)];
   if (item.split < 0) {

@@ -42,11 +42,13 @@ nb::ndarray<nb::numpy, T> new_array(std::initializer_list<std::size_t> shape) {
 // An executor that one thread at a time may use, until it is closed.
 class PyExecutor {
  public:
-  PyExecutor(const std::string& isa, int num_threads, bool fp16_kv, std::int64_t max_tokens, std::int64_t max_logits_rows,
-             std::int64_t max_model_len, std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim)
+  PyExecutor(const std::string& isa, int num_threads, bool fp16_kv, std::int64_t max_tokens,
+             std::int64_t max_logits_rows, std::int64_t max_model_len, std::int64_t num_layers,
+             std::int64_t num_kv_heads, std::int64_t head_dim)
       : executor_(std::make_unique<Executor>(
-            select_isa_family(isa), ExecutorOptions{num_threads, fp16_kv ? KvType::F16 : KvType::F32, max_tokens, max_logits_rows,
-                                                    max_model_len, num_layers, num_kv_heads, head_dim})) {}
+            select_isa_family(isa),
+            ExecutorOptions{num_threads, fp16_kv ? KvType::F16 : KvType::F32, max_tokens, max_logits_rows,
+                            max_model_len, num_layers, num_kv_heads, head_dim})) {}
 
   class Use {
    public:
@@ -99,8 +101,8 @@ nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>> memory_bytes(const PyMemory& s
   return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(self.memory->data(), {self.memory->bytes()}, owner);
 }
 
-int add_matrix(PyExecutor& self, const PyMemory& memory, std::size_t offset, SourceType source, bool dequantize, std::int64_t n,
-               std::int64_t k) {
+int add_matrix(PyExecutor& self, const PyMemory& memory, std::size_t offset, SourceType source, bool dequantize,
+               std::int64_t n, std::int64_t k) {
   return PyExecutor::Use(self)->add_matrix(memory.memory, offset, target_format(source, dequantize), n, k);
 }
 
@@ -109,13 +111,15 @@ void pack_matrix(PyExecutor& self, int handle, SourceType source, Table<std::uin
   const PackedMatrix& w = use->matrix(handle);
   if (static_cast<std::int64_t>(data.shape(0)) != w.n || data.shape(1) != source_row_bytes(source, w.k)) {
     throw std::invalid_argument("data of (" + std::to_string(data.shape(0)) + ", " + std::to_string(data.shape(1)) +
-                                ") bytes is not a matrix of (" + std::to_string(w.n) + ", " + std::to_string(w.k) + ") weights");
+                                ") bytes is not a matrix of (" + std::to_string(w.n) + ", " + std::to_string(w.k) +
+                                ") weights");
   }
   const nb::gil_scoped_release release;
   use->pack_matrix(handle, source, data.data());
 }
 
-nb::ndarray<nb::numpy, std::uint8_t> pack_alone(SourceType source, bool dequantize, Table<std::uint8_t> data, std::int64_t k) {
+nb::ndarray<nb::numpy, std::uint8_t> pack_alone(SourceType source, bool dequantize, Table<std::uint8_t> data,
+                                                std::int64_t k) {
   if (data.shape(1) != source_row_bytes(source, k)) throw std::invalid_argument("data is not a matrix of that width");
   const auto n = static_cast<std::int64_t>(data.shape(0));
   const WeightFormat format = target_format(source, dequantize);
@@ -180,36 +184,40 @@ Logits run(nb::handle_t<PyExecutor> handle, Array<std::int32_t> token_ids, Array
     logits = use->run(step);
   }
   const Slice& slice = use->logits();
-  return Logits(const_cast<float*>(logits), {logits_rows.size(), static_cast<std::size_t>(slice.width)}, handle, {slice.stride, 1});
+  return Logits(const_cast<float*>(logits), {logits_rows.size(), static_cast<std::size_t>(slice.width)}, handle,
+                {slice.stride, 1});
 }
 
-nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> logits, Array<std::int32_t> rows,
-                 Array<float> temperature, Array<std::int32_t> top_k, Array<float> top_p, Array<float> min_p,
-                 Array<std::uint64_t> seed, Array<std::uint32_t> branch, Array<std::uint32_t> position,
-                 Array<std::int32_t> num_logprobs, Array<std::int32_t> edit_choices, Array<std::int32_t> edit_tokens,
-                 Array<float> edit_values) {
+nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> logits,
+                 Array<std::int32_t> rows, Array<float> temperature, Array<std::int32_t> top_k, Array<float> top_p,
+                 Array<float> min_p, Array<std::uint64_t> seed, Array<std::uint32_t> branch,
+                 Array<std::uint32_t> position, Array<std::int32_t> num_logprobs, Array<std::int32_t> edit_choices,
+                 Array<std::int32_t> edit_tokens, Array<float> edit_values) {
   const PyExecutor::Use use(self);
   const auto vocab_size = static_cast<std::int64_t>(logits.shape(1));
-  if (logits.stride(1) != 1 && vocab_size > 1) throw std::invalid_argument("logits must be contiguous along the vocabulary");
-  const ChoiceRequest request{logits.data(),       static_cast<std::int64_t>(logits.shape(0)),
-                              vocab_size,          logits.stride(0),
-                              span(rows),          span(temperature),
-                              span(top_k),         span(top_p),
-                              span(min_p),         span(seed),
-                              span(branch),        span(position),
-                              span(num_logprobs),  span(edit_choices),
-                              span(edit_tokens),   span(edit_values)};
+  if (logits.stride(1) != 1 && vocab_size > 1)
+    throw std::invalid_argument("logits must be contiguous along the vocabulary");
+  const ChoiceRequest request{logits.data(),      static_cast<std::int64_t>(logits.shape(0)),
+                              vocab_size,         logits.stride(0),
+                              span(rows),         span(temperature),
+                              span(top_k),        span(top_p),
+                              span(min_p),        span(seed),
+                              span(branch),       span(position),
+                              span(num_logprobs), span(edit_choices),
+                              span(edit_tokens),  span(edit_values)};
   check_choices(request);
   const std::size_t n = rows.size();
   std::int32_t width = 0;
   for (const std::int32_t k : request.num_logprobs) width = std::max(width, k);
-  if (width > vocab_size) throw std::invalid_argument("num_logprobs=" + std::to_string(width) + " is more than the vocabulary has");
+  if (width > vocab_size)
+    throw std::invalid_argument("num_logprobs=" + std::to_string(width) + " is more than the vocabulary has");
   auto token_ids = new_array<std::int32_t>({n});
   auto logprobs = new_array<float>({n});
   auto ranks = new_array<std::int32_t>({n});
   auto top_ids = new_array<std::int32_t>({n, static_cast<std::size_t>(width)});
   auto top_logprobs = new_array<float>({n, static_cast<std::size_t>(width)});
-  const ChoiceResult result{token_ids.data(), logprobs.data(), ranks.data(), top_ids.data(), top_logprobs.data(), width};
+  const ChoiceResult result{token_ids.data(), logprobs.data(),     ranks.data(),
+                            top_ids.data(),   top_logprobs.data(), width};
   {
     const nb::gil_scoped_release release;
     use->choose(request, result);
@@ -219,14 +227,16 @@ nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::dev
 
 void copy_blocks(PyExecutor& self, Table<std::int32_t> pairs) {
   if (pairs.shape(1) != 2) {
-    throw std::invalid_argument("pairs must be (n, 2) source and destination blocks, not " + std::to_string(pairs.shape(1)) + " wide");
+    throw std::invalid_argument("pairs must be (n, 2) source and destination blocks, not " +
+                                std::to_string(pairs.shape(1)) + " wide");
   }
   const PyExecutor::Use use(self);
   const std::int32_t* p = pairs.data();
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     if (p[i] >= 0 && p[i] < use->num_blocks()) continue;
-    throw std::invalid_argument("pairs[" + std::to_string(i / 2) + ", " + std::to_string(i % 2) + "] = " + std::to_string(p[i]) +
-                                " is invalid: must be in [0, " + std::to_string(use->num_blocks()) + ")");
+    throw std::invalid_argument("pairs[" + std::to_string(i / 2) + ", " + std::to_string(i % 2) +
+                                "] = " + std::to_string(p[i]) + " is invalid: must be in [0, " +
+                                std::to_string(use->num_blocks()) + ")");
   }
   const nb::gil_scoped_release release;
   for (std::size_t i = 0; i < pairs.size(); i += 2) use->copy_block(p[i], p[i + 1]);
@@ -244,7 +254,8 @@ void write_block(PyExecutor& self, std::int64_t index, Array<std::uint8_t> data)
   const PyExecutor::Use use(self);
   const std::span<std::uint8_t> bytes = use->block(index);
   if (data.size() != bytes.size()) {
-    throw std::invalid_argument("data must be " + std::to_string(bytes.size()) + " bytes, not " + std::to_string(data.size()));
+    throw std::invalid_argument("data must be " + std::to_string(bytes.size()) + " bytes, not " +
+                                std::to_string(data.size()));
   }
   std::memcpy(bytes.data(), data.data(), bytes.size());
 }
@@ -289,7 +300,9 @@ NB_MODULE(_native, m) {
       .value("Q6_K", SourceType::Q6_K)
       .value("IQ4_NL", SourceType::IQ4_NL)
       .value("IQ4_XS", SourceType::IQ4_XS);
-  nb::enum_<RopeStyle>(m, "RopeStyle").value("INTERLEAVED", RopeStyle::INTERLEAVED).value("HALF_SPLIT", RopeStyle::HALF_SPLIT);
+  nb::enum_<RopeStyle>(m, "RopeStyle")
+      .value("INTERLEAVED", RopeStyle::INTERLEAVED)
+      .value("HALF_SPLIT", RopeStyle::HALF_SPLIT);
   m.def("is_quantised", [](SourceType source) { return quantised(packed_format(source)); }, "source"_a);
   m.def(
       "describe_packing",
@@ -301,7 +314,8 @@ NB_MODULE(_native, m) {
   m.def("packed_values", packed_values, "source"_a, "data"_a.noconvert(), "k"_a);
 
   m.def(
-      "packed_format", [](SourceType source, bool dequantize) { return static_cast<int>(target_format(source, dequantize)); },
+      "packed_format",
+      [](SourceType source, bool dequantize) { return static_cast<int>(target_format(source, dequantize)); },
       "source"_a, "dequantize"_a);
   m.def(
       "packed_bytes",
@@ -311,11 +325,13 @@ NB_MODULE(_native, m) {
       "source"_a, "dequantize"_a, "n"_a, "k"_a);
   m.def("pack", pack_alone, "source"_a, "dequantize"_a, "data"_a.noconvert(), "k"_a);
   m.def(
-      "release_pages", [](Table<std::uint8_t> data) { release_pages(data.data(), data.nbytes()); }, "data"_a.noconvert());
+      "release_pages", [](Table<std::uint8_t> data) { release_pages(data.data(), data.nbytes()); },
+      "data"_a.noconvert());
 
   nb::class_<PyMemory>(m, "Memory")
       .def(
-          "__init__", [](PyMemory* self, std::size_t bytes) { new (self) PyMemory{std::make_shared<MappedMemory>(bytes)}; },
+          "__init__",
+          [](PyMemory* self, std::size_t bytes) { new (self) PyMemory{std::make_shared<MappedMemory>(bytes)}; },
           "num_bytes"_a)
       .def_static(
           "of_file",
@@ -326,32 +342,34 @@ NB_MODULE(_native, m) {
       .def("protect", [](PyMemory& self) { self.memory->protect(); })
       .def("bytes", memory_bytes);
 
-  nb::class_<Slice>(m, "Slice").def(nb::init<std::int64_t, std::int64_t, std::int64_t, bool>(), "offset"_a, "stride"_a, "width"_a,
-                                    "logits"_a);
+  nb::class_<Slice>(m, "Slice")
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, bool>(), "offset"_a, "stride"_a, "width"_a, "logits"_a);
   nb::class_<QuantisedSlice>(m, "QuantisedSlice")
-      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>(), "q"_a, "scale"_a, "sum"_a, "width"_a, "logits"_a);
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>(), "q"_a, "scale"_a, "sum"_a,
+           "width"_a, "logits"_a);
 
   using OptionalSlice = std::optional<Slice>;
   using OptionalQuantised = std::optional<QuantisedSlice>;
   nb::class_<PyExecutor>(m, "Executor")
-      .def(nb::init<const std::string&, int, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(),
-           nb::kw_only(), "isa"_a, "num_threads"_a, "fp16_kv"_a, "max_tokens"_a, "max_logits_rows"_a, "max_model_len"_a, "num_layers"_a,
-           "num_kv_heads"_a, "head_dim"_a)
+      .def(nb::init<const std::string&, int, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                    std::int64_t>(),
+           nb::kw_only(), "isa"_a, "num_threads"_a, "fp16_kv"_a, "max_tokens"_a, "max_logits_rows"_a, "max_model_len"_a,
+           "num_layers"_a, "num_kv_heads"_a, "head_dim"_a)
       .def("add_matrix", add_matrix, "memory"_a, "offset"_a, "source"_a, "dequantize"_a, "n"_a, "k"_a)
       .def("pack_matrix", pack_matrix, "handle"_a, "source"_a, "data"_a.noconvert())
       .def("add_vector", add_vector, "values"_a)
       .def("add_rope_table", add_rope_table, "inv_freq"_a, "attention_factor"_a, "style"_a)
       .def("emit_embedding", emit<EmbeddingOp, int, Slice>(), "matrix"_a, "out"_a)
-      .def("emit_rms_norm", emit<RmsNormOp, Slice, int, float, OptionalSlice, OptionalQuantised>(), "x"_a, "weight"_a, "eps"_a,
-           "out"_a.none(), "quantised"_a.none())
+      .def("emit_rms_norm", emit<RmsNormOp, Slice, int, float, OptionalSlice, OptionalQuantised>(), "x"_a, "weight"_a,
+           "eps"_a, "out"_a.none(), "quantised"_a.none())
       .def("emit_quantize", emit<QuantizeOp, Slice, QuantisedSlice>(), "x"_a, "out"_a)
       .def("emit_linear", emit_linear, "x"_a.none(), "quantised"_a.none(), "parts"_a, "residual"_a.none(), "out"_a)
       .def("emit_rope", emit<RopeOp, Slice, int, std::int64_t, Slice>(), "x"_a, "table"_a, "head_dim"_a, "out"_a)
       .def("emit_write_kv", emit<WriteKvOp, Slice, Slice, int, std::int64_t>(), "k"_a, "v"_a, "table"_a, "layer"_a)
-      .def("emit_attention", emit<AttentionOp, Slice, int, std::int64_t, std::int64_t, float, Slice>(), "q"_a, "table"_a, "layer"_a,
-           "num_heads"_a, "scale"_a, "out"_a)
-      .def("emit_silu_mul", emit<SiluMulOp, Slice, Slice, OptionalSlice, OptionalQuantised>(), "gate"_a, "up"_a, "out"_a.none(),
-           "quantised"_a.none())
+      .def("emit_attention", emit<AttentionOp, Slice, int, std::int64_t, std::int64_t, float, Slice>(), "q"_a,
+           "table"_a, "layer"_a, "num_heads"_a, "scale"_a, "out"_a)
+      .def("emit_silu_mul", emit<SiluMulOp, Slice, Slice, OptionalSlice, OptionalQuantised>(), "gate"_a, "up"_a,
+           "out"_a.none(), "quantised"_a.none())
       .def("emit_add", emit<AddOp, Slice, Slice, Slice>(), "x"_a, "y"_a, "out"_a)
       .def("emit_select_rows", emit<SelectRowsOp, Slice, Slice>(), "x"_a, "out"_a)
       .def(
@@ -368,15 +386,19 @@ NB_MODULE(_native, m) {
             use->allocate_kv(num_blocks, fill_nan);
           },
           "num_blocks"_a, "fill_nan"_a)
-      .def("run", run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start_loc"_a.noconvert(), "seq_lens"_a.noconvert(),
-           "block_tables"_a.noconvert(), "slot_mapping"_a.noconvert(), "logits_rows"_a.noconvert())
-      .def("choose", choose, "logits"_a.noconvert(), "rows"_a.noconvert(), "temperature"_a.noconvert(), "top_k"_a.noconvert(),
-           "top_p"_a.noconvert(), "min_p"_a.noconvert(), "seed"_a.noconvert(), "branch"_a.noconvert(), "position"_a.noconvert(),
-           "num_logprobs"_a.noconvert(), "edit_choices"_a.noconvert(), "edit_tokens"_a.noconvert(), "edit_values"_a.noconvert())
+      .def("run", run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start_loc"_a.noconvert(),
+           "seq_lens"_a.noconvert(), "block_tables"_a.noconvert(), "slot_mapping"_a.noconvert(),
+           "logits_rows"_a.noconvert())
+      .def("choose", choose, "logits"_a.noconvert(), "rows"_a.noconvert(), "temperature"_a.noconvert(),
+           "top_k"_a.noconvert(), "top_p"_a.noconvert(), "min_p"_a.noconvert(), "seed"_a.noconvert(),
+           "branch"_a.noconvert(), "position"_a.noconvert(), "num_logprobs"_a.noconvert(), "edit_choices"_a.noconvert(),
+           "edit_tokens"_a.noconvert(), "edit_values"_a.noconvert())
       .def("copy_blocks", copy_blocks, "pairs"_a.noconvert())
       .def("read_block", read_block, "block"_a)
       .def("write_block", write_block, "block"_a, "data"_a.noconvert())
-      .def("set_profiling", [](PyExecutor& self, bool enabled) { PyExecutor::Use(self)->set_profiling(enabled); }, "enabled"_a)
+      .def(
+          "set_profiling", [](PyExecutor& self, bool enabled) { PyExecutor::Use(self)->set_profiling(enabled); },
+          "enabled"_a)
       .def("profile", profile)
       .def("close", &PyExecutor::close)
       .def_prop_ro("isa", [](PyExecutor& self) { return PyExecutor::Use(self)->isa(); })

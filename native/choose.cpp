@@ -24,10 +24,11 @@ template <class T>
 }
 
 template <class T, class Valid>
-void check_all(const char* field, std::span<const T> values, std::size_t length, Valid&& valid, const std::string& hint) {
+void check_all(const char* field, std::span<const T> values, std::size_t length, Valid&& valid,
+               const std::string& hint) {
   if (values.size() != length) {
-    throw std::invalid_argument(std::string(field) + " has " + std::to_string(values.size()) + " entries, but there are " +
-                                std::to_string(length));
+    throw std::invalid_argument(std::string(field) + " has " + std::to_string(values.size()) +
+                                " entries, but there are " + std::to_string(length));
   }
   for (std::size_t i = 0; i < length; ++i) {
     if (!valid(values[i])) fail(field, i, values[i], hint);
@@ -84,11 +85,15 @@ float kth_largest(const float* x, std::int64_t n, std::int64_t k, float* values)
 // More probable first, ties by lower id.
 struct MoreProbable {
   const float* logits;
-  bool operator()(std::int32_t a, std::int32_t b) const { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; }
+  bool operator()(std::int32_t a, std::int32_t b) const {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  }
 };
 
-// The least probable id of the smallest set of most probable ones whose weight reaches top_p of the total. Reorders ids.
-std::int32_t nucleus_edge(const float* logits, const double* weights, double top_p, std::int32_t* ids, std::int64_t count) {
+// The least probable id of the smallest set of most probable ones whose weight reaches top_p of the total. Reorders
+// ids.
+std::int32_t nucleus_edge(const float* logits, const double* weights, double top_p, std::int32_t* ids,
+                          std::int64_t count) {
   double total = 0.0;
   for (std::int64_t i = 0; i < count; ++i) total += weights[ids[i]];
   // What weighs less than this cannot be reached: all of it together is less than the share that is cut off.
@@ -163,8 +168,8 @@ std::int32_t draw_from_all(const double* weights, std::int64_t count, double tot
   return -1;
 }
 
-std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* logits, float max, const ElementwiseKernels& kernels,
-                    const Workspace& work) {
+std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* logits, float max,
+                    const ElementwiseKernels& kernels, const Workspace& work) {
   const std::int64_t n = request.vocab_size;
   const double total = kernels.exp_weights(logits, n, max, request.temperature[r], work.weights);
   const double u = philox_uniform(request.seed[r], request.branch[r], request.position[r]);
@@ -191,13 +196,15 @@ std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* lo
 }
 
 // Log-probabilities, rank and the most probable tokens, from the model's own logits.
-void report(const ChoiceRequest& request, std::int64_t r, const float* row, std::int32_t token, const ElementwiseKernels& kernels,
-            const Workspace& work, const ChoiceResult& result) {
+void report(const ChoiceRequest& request, std::int64_t r, const float* row, std::int32_t token,
+            const ElementwiseKernels& kernels, const Workspace& work, const ChoiceResult& result) {
   const std::int64_t n = request.vocab_size;
   float max = 0;
   kernels.row_max(row, n, &max);
   const double log_total = std::log(kernels.exp_weights(row, n, max, 1.0, nullptr));
-  const auto logprob = [&](std::int32_t id) { return static_cast<float>(static_cast<double>(row[id]) - max - log_total); };
+  const auto logprob = [&](std::int32_t id) {
+    return static_cast<float>(static_cast<double>(row[id]) - max - log_total);
+  };
   std::int32_t rank = 1;
   for (std::int64_t i = 0; i < n; ++i) rank += row[i] > row[token] || (row[i] == row[token] && i < token) ? 1 : 0;
   result.logprobs[r] = logprob(token);
@@ -225,8 +232,11 @@ void report(const ChoiceRequest& request, std::int64_t r, const float* row, std:
 
 void check_choices(const ChoiceRequest& request) {
   const std::size_t n = request.rows.size();
-  check_all("rows", request.rows, n, [&](std::int32_t x) { return x >= 0 && x < request.num_rows; }, range(request.num_rows));
-  check_all("temperature", request.temperature, n, [](float x) { return std::isfinite(x) && x >= 0; }, "must be finite and not negative");
+  check_all(
+      "rows", request.rows, n, [&](std::int32_t x) { return x >= 0 && x < request.num_rows; }, range(request.num_rows));
+  check_all(
+      "temperature", request.temperature, n, [](float x) { return std::isfinite(x) && x >= 0; },
+      "must be finite and not negative");
   check_all("top_k", request.top_k, n, [](std::int32_t x) { return x >= 0; }, "must not be negative (0 keeps all)");
   check_all("top_p", request.top_p, n, [](float x) { return x > 0 && x <= 1; }, "must be in (0, 1]");
   check_all("min_p", request.min_p, n, [](float x) { return x >= 0 && x <= 1; }, "must be in [0, 1]");
@@ -234,15 +244,19 @@ void check_choices(const ChoiceRequest& request) {
   check_all("seed", request.seed, n, any, "");
   check_all("branch", request.branch, n, any, "");
   check_all("position", request.position, n, any, "");
-  check_all("num_logprobs", request.num_logprobs, n, [](std::int32_t x) { return x >= -1; }, "must be -1 (none) or more");
+  check_all(
+      "num_logprobs", request.num_logprobs, n, [](std::int32_t x) { return x >= -1; }, "must be -1 (none) or more");
   const std::size_t edits = request.edit_choices.size();
-  check_all("edit_choices", request.edit_choices, edits, [&](std::int32_t x) { return x >= 0 && x < request.num_choices(); },
-            range(request.num_choices()));
+  check_all(
+      "edit_choices", request.edit_choices, edits, [&](std::int32_t x) { return x >= 0 && x < request.num_choices(); },
+      range(request.num_choices()));
   for (std::size_t i = 1; i < edits; ++i) {
-    if (request.edit_choices[i] < request.edit_choices[i - 1]) fail("edit_choices", i, request.edit_choices[i], "must be sorted by choice");
+    if (request.edit_choices[i] < request.edit_choices[i - 1])
+      fail("edit_choices", i, request.edit_choices[i], "must be sorted by choice");
   }
-  check_all("edit_tokens", request.edit_tokens, edits, [&](std::int32_t x) { return x >= 0 && x < request.vocab_size; },
-            range(request.vocab_size));
+  check_all(
+      "edit_tokens", request.edit_tokens, edits, [&](std::int32_t x) { return x >= 0 && x < request.vocab_size; },
+      range(request.vocab_size));
   check_all("edit_values", request.edit_values, edits, any, "");
 }
 
@@ -261,8 +275,9 @@ void choose_one(const ChoiceRequest& request, std::int64_t index, const Elementw
   const float* logits = apply_edits(request, index, row, work.edited);
   float max = 0;
   if (!kernels.row_max(logits, n, &max) || !std::isfinite(max)) return;
-  const std::int32_t token = request.temperature[r] == 0 ? static_cast<std::int32_t>(std::find(logits, logits + n, max) - logits)
-                                                         : sample(request, r, logits, max, kernels, work);
+  const std::int32_t token = request.temperature[r] == 0
+                                 ? static_cast<std::int32_t>(std::find(logits, logits + n, max) - logits)
+                                 : sample(request, r, logits, max, kernels, work);
   result.token_ids[r] = token;
   if (token >= 0 && request.num_logprobs[r] >= 0) report(request, index, row, token, kernels, work, result);
 }

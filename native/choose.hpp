@@ -1,5 +1,5 @@
-// Token choice: edits, greedy or temperature / min_p / top_k / top_p, a counter-based draw, log-probabilities. The rule is
-// stated once, by ChoiceBatch in octavo/backends/base.py. Each choice is independent of all others.
+// Token choice: edits, greedy or temperature / min_p / top_k / top_p, a counter-based draw, log-probabilities. The rule
+// is stated once, by ChoiceBatch in octavo/backends/base.py. Each choice is independent of all others.
 #pragma once
 #include <cstdint>
 #include <span>

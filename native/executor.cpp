@@ -14,9 +14,7 @@ constexpr std::int64_t kPackPanels = 16;    // panels that a thread packs at a t
 
 std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::size_t kind(const Instruction& instruction) { return instruction.index(); }
 
@@ -29,12 +27,13 @@ Executor::Executor(IsaFamily isa, const ExecutorOptions& options)
       seconds_(std::variant_size_v<Instruction>) {
   if (options.head_dim <= 0 || options.head_dim % 8 != 0 || options.head_dim > kMaxHeadDim) {
     throw std::invalid_argument("head_dim=" + std::to_string(options.head_dim) +
-                                " is invalid: the native kernels need a multiple of 8 up to " + std::to_string(kMaxHeadDim));
+                                " is invalid: the native kernels need a multiple of 8 up to " +
+                                std::to_string(kMaxHeadDim));
   }
 }
 
-int Executor::add_matrix(std::shared_ptr<const MappedMemory> memory, std::size_t offset, WeightFormat format, std::int64_t n,
-                         std::int64_t k) {
+int Executor::add_matrix(std::shared_ptr<const MappedMemory> memory, std::size_t offset, WeightFormat format,
+                         std::int64_t n, std::int64_t k) {
   const std::size_t bytes = packed_bytes(format, n, k);
   if (offset % 64 != 0 || offset > memory->bytes() || bytes > memory->bytes() - offset) {
     throw std::invalid_argument("a packed matrix of " + std::to_string(bytes) + " bytes does not fit at offset " +
@@ -105,8 +104,9 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
     floats = std::max(floats, attention_scratch_floats(group, options_.head_dim));
     const auto same = [&](const auto& entry) { return entry.first == group; };
     if (std::none_of(plans_.begin(), plans_.end(), same)) {
-      plans_.emplace_back(group, std::make_unique<AttentionPlan>(options_.num_kv_heads, options_.head_dim, group, options_.max_tokens,
-                                                                 options_.max_model_len, pool_->size()));
+      plans_.emplace_back(
+          group, std::make_unique<AttentionPlan>(options_.num_kv_heads, options_.head_dim, group, options_.max_tokens,
+                                                 options_.max_model_len, pool_->size()));
     }
   }
   scratch_floats_ = round_up(floats, 1024) + 16;
@@ -133,7 +133,8 @@ void Executor::allocate_kv(std::int64_t num_blocks, bool fill_nan) {
 
 std::span<std::uint8_t> Executor::block(std::int64_t index) {
   if (index < 0 || index >= num_blocks_) {
-    throw std::invalid_argument("block=" + std::to_string(index) + " is invalid: must be in [0, " + std::to_string(num_blocks_) + ")");
+    throw std::invalid_argument("block=" + std::to_string(index) + " is invalid: must be in [0, " +
+                                std::to_string(num_blocks_) + ")");
   }
   return {kv_.data() + index * block_bytes(), static_cast<std::size_t>(block_bytes())};
 }

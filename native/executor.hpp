@@ -50,8 +50,8 @@ class Executor {
   void copy_block(std::int64_t source, std::int64_t destination);
   std::span<std::uint8_t> block(std::int64_t index);  // throws std::invalid_argument when out of range
 
-  // Logits: num_logits rows, `logits_stride` floats apart, valid until the next call. Throws std::invalid_argument for a
-  // faulty step before anything is touched.
+  // Logits: num_logits rows, `logits_stride` floats apart, valid until the next call. Throws std::invalid_argument for
+  // a faulty step before anything is touched.
   const float* run(const Step& step);
   void choose(const ChoiceRequest& request, const ChoiceResult& result);
 
@@ -83,8 +83,12 @@ class Executor {
   float* row(const Slice& slice, std::int64_t index) const {
     return reinterpret_cast<float*>(arena_.data() + slice.offset) + index * slice.stride;
   }
-  float* scratch(int thread_id) const { return reinterpret_cast<float*>(scratch_.data()) + thread_id * scratch_floats_; }
-  const RopeTable* rope_table(int handle) const { return handle < 0 ? nullptr : &ropes_[static_cast<std::size_t>(handle)]->table; }
+  float* scratch(int thread_id) const {
+    return reinterpret_cast<float*>(scratch_.data()) + thread_id * scratch_floats_;
+  }
+  const RopeTable* rope_table(int handle) const {
+    return handle < 0 ? nullptr : &ropes_[static_cast<std::size_t>(handle)]->table;
+  }
 
   // How an instruction is cut in this step: units are taken by threads from a counter.
   struct Cut {
@@ -120,8 +124,12 @@ class Executor {
   struct StepJob final : ThreadPool::Job {
     Executor& executor;
     explicit StepJob(Executor& e) : executor(e) {}
-    std::int64_t start(std::size_t phase, int thread_id) override { return executor.start_instruction(phase, thread_id); }
-    void run(std::size_t phase, std::int64_t unit, int thread_id) override { executor.run_instruction(phase, unit, thread_id); }
+    std::int64_t start(std::size_t phase, int thread_id) override {
+      return executor.start_instruction(phase, thread_id);
+    }
+    void run(std::size_t phase, std::int64_t unit, int thread_id) override {
+      executor.run_instruction(phase, unit, thread_id);
+    }
   };
   std::int64_t start_instruction(std::size_t index, int thread_id);
   void run_instruction(std::size_t index, std::int64_t unit, int thread_id);

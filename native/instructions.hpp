@@ -46,9 +46,9 @@ struct LinearPart {
 };
 
 struct LinearOp {
-  std::optional<Slice> x;                    // if a part's weights are float
-  std::optional<QuantisedSlice> quantised;   // if a part's weights are integers
-  std::vector<LinearPart> parts;             // side by side
+  std::optional<Slice> x;                   // if a part's weights are float
+  std::optional<QuantisedSlice> quantised;  // if a part's weights are integers
+  std::vector<LinearPart> parts;            // side by side
   std::optional<Slice> residual;
   Slice out;
 };
@@ -89,8 +89,8 @@ struct SelectRowsOp {
   Slice x, out;
 };
 
-using Instruction = std::variant<EmbeddingOp, RmsNormOp, QuantizeOp, LinearOp, RopeOp, WriteKvOp, AttentionOp, SiluMulOp,
-                                 AddOp, SelectRowsOp>;
+using Instruction = std::variant<EmbeddingOp, RmsNormOp, QuantizeOp, LinearOp, RopeOp, WriteKvOp, AttentionOp,
+                                 SiluMulOp, AddOp, SelectRowsOp>;
 
 // Names of the alternatives, for profiles.
 inline constexpr const char* kInstructionNames[] = {"embedding", "rms_norm",  "quantize", "linear", "rope",

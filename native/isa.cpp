@@ -14,7 +14,8 @@ std::vector<IsaFamily> available_isa_families() {
 #ifdef OCTAVO_HAVE_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
-      families.push_back({"avx512", &avx512_linear_kernels(), &avx512_attention_kernels(), &avx512_elementwise_kernels()});
+      families.push_back(
+          {"avx512", &avx512_linear_kernels(), &avx512_attention_kernels(), &avx512_elementwise_kernels()});
     }
 #endif
     families.push_back({"avx2", &avx2_linear_kernels(), &avx2_attention_kernels(), &avx2_elementwise_kernels()});

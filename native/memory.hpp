@@ -1,5 +1,5 @@
-// Page-aligned memory straight from the operating system: anonymous, in huge pages where it has them and zeroed on first
-// touch, or the pages of a file.
+// Page-aligned memory straight from the operating system: anonymous, in huge pages where it has them and zeroed on
+// first touch, or the pages of a file.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +16,9 @@ class MappedMemory {
   static MappedMemory of_file(int descriptor, std::size_t bytes, bool writable);
   ~MappedMemory();
   MappedMemory(MappedMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), mapped_(std::exchange(other.mapped_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        bytes_(std::exchange(other.bytes_, 0)),
+        mapped_(std::exchange(other.mapped_, 0)) {}
   MappedMemory& operator=(MappedMemory&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);

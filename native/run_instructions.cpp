@@ -8,10 +8,10 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kSerialFloats = 4096;    // instructions up to this size are done by one thread at the barrier
-constexpr std::int64_t kUnitFloats = 8192;      // of a row-wise instruction
-constexpr std::int64_t kUnitsPerThread = 8;     // of a linear layer, if it is large enough
-constexpr std::int64_t kMinUnitBytes = 8192;    // of weights
+constexpr std::int64_t kSerialFloats = 4096;  // instructions up to this size are done by one thread at the barrier
+constexpr std::int64_t kUnitFloats = 8192;    // of a row-wise instruction
+constexpr std::int64_t kUnitsPerThread = 8;   // of a linear layer, if it is large enough
+constexpr std::int64_t kMinUnitBytes = 8192;  // of weights
 constexpr std::int64_t kActivationBytes = 256 << 10;  // rows that stay in a core's own cache while panels pass
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -27,7 +27,8 @@ void for_unit_rows(std::int64_t total, std::int64_t per_unit, std::int64_t unit,
 Executor::Cut Executor::cut_rows(std::int64_t rows, std::int64_t floats_per_row) const {
   Cut cut;
   cut.serial = rows * floats_per_row <= kSerialFloats;
-  cut.rows_per_unit = cut.serial ? std::max<std::int64_t>(1, rows) : std::max<std::int64_t>(1, kUnitFloats / floats_per_row);
+  cut.rows_per_unit =
+      cut.serial ? std::max<std::int64_t>(1, rows) : std::max<std::int64_t>(1, kUnitFloats / floats_per_row);
   cut.units = ceil_div(rows, cut.rows_per_unit);
   return cut;
 }
@@ -76,17 +77,20 @@ Executor::Cut Executor::cut(const LinearOp& op) const {
   return cut;
 }
 
-void Executor::quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out) {
+void Executor::quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows,
+                        const QuantisedSlice& out) {
   const std::int64_t groups = out.width / kGroup;
-  isa_.linear->quantize_rows(x, ldx, rows, out.width, reinterpret_cast<std::int8_t*>(arena_.data() + out.q) + row * out.width,
+  isa_.linear->quantize_rows(x, ldx, rows, out.width,
+                             reinterpret_cast<std::int8_t*>(arena_.data() + out.q) + row * out.width,
                              reinterpret_cast<float*>(arena_.data() + out.scale) + row * groups,
                              reinterpret_cast<float*>(arena_.data() + out.sum) + row * groups);
 }
 
 void Executor::run_unit(const EmbeddingOp& op, const Cut& cut, std::int64_t unit, float*) {
   const PackedMatrix& table = matrices_[static_cast<std::size_t>(op.matrix)].packed;
-  for_unit_rows(rows_of(false), cut.rows_per_unit, unit,
-                [&](std::int64_t r) { dequantize_row(table, step_->token_ids[static_cast<std::size_t>(r)], row(op.out, r)); });
+  for_unit_rows(rows_of(false), cut.rows_per_unit, unit, [&](std::int64_t r) {
+    dequantize_row(table, step_->token_ids[static_cast<std::size_t>(r)], row(op.out, r));
+  });
 }
 
 void Executor::run_unit(const RmsNormOp& op, const Cut& cut, std::int64_t unit, float* scratch) {
@@ -147,8 +151,8 @@ void Executor::run_unit(const RopeOp& op, const Cut& cut, std::int64_t unit, flo
   const RopeTable& table = *rope_table(op.table);
   for_unit_rows(rows_of(op.x.logits), cut.rows_per_unit, unit, [&](std::int64_t r) {
     const std::int64_t token = op.x.logits ? step_->logits_rows[static_cast<std::size_t>(r)] : r;
-    isa_.elementwise->rope(row(op.x, r), table, step_->positions[static_cast<std::size_t>(token)], op.x.width / op.head_dim, op.head_dim,
-                           row(op.out, r));
+    isa_.elementwise->rope(row(op.x, r), table, step_->positions[static_cast<std::size_t>(token)],
+                           op.x.width / op.head_dim, op.head_dim, row(op.out, r));
   });
 }
 
@@ -157,8 +161,8 @@ void Executor::run_unit(const WriteKvOp& op, const Cut& cut, std::int64_t unit, 
   for_unit_rows(rows_of(false), cut.rows_per_unit, unit, [&](std::int64_t r) {
     const std::int64_t slot = step_->slot_mapping[static_cast<std::size_t>(r)];
     std::uint8_t* part = kv_.data() + slot / kBlockSize * block_bytes() + op.layer * layer_bytes();
-    isa_.attention->write_kv(row(op.k, r), row(op.v, r), options_.num_kv_heads, options_.head_dim, options_.kv_type, table,
-                             step_->positions[static_cast<std::size_t>(r)], part, slot % kBlockSize);
+    isa_.attention->write_kv(row(op.k, r), row(op.v, r), options_.num_kv_heads, options_.head_dim, options_.kv_type,
+                             table, step_->positions[static_cast<std::size_t>(r)], part, slot % kBlockSize);
   });
 }
 

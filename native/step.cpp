@@ -9,7 +9,8 @@ namespace octavo {
 namespace {
 
 [[noreturn]] void fail(const char* field, const std::string& index, std::int64_t value, const std::string& hint) {
-  throw std::invalid_argument(std::string(field) + "[" + index + "] = " + std::to_string(value) + " is invalid: " + hint);
+  throw std::invalid_argument(std::string(field) + "[" + index + "] = " + std::to_string(value) +
+                              " is invalid: " + hint);
 }
 
 [[noreturn]] void fail(const char* field, std::int64_t index, std::int64_t value, const std::string& hint) {
@@ -36,7 +37,8 @@ void check_sequence(const Step& step, const StepLimits& limits, std::int64_t s) 
   }
   const std::int64_t blocks = (length + kBlockSize - 1) / kBlockSize;
   if (blocks > step.table_width) {
-    fail("seq_lens", s, length, "needs more blocks than the " + std::to_string(step.table_width) + " columns of block_tables");
+    fail("seq_lens", s, length,
+         "needs more blocks than the " + std::to_string(step.table_width) + " columns of block_tables");
   }
   const std::int32_t* table = step.block_tables + s * step.table_width;
   for (std::int64_t b = 0; b < blocks; ++b) {
@@ -68,14 +70,16 @@ void check_step(const Step& step, const StepLimits& limits) {
   check_length("query_start_loc", step.query_start_loc.size(), sequences + 1, "seq_lens plus one");
   check_length("block_tables", static_cast<std::size_t>(step.table_rows), sequences, "seq_lens");
 
-  if (step.query_start_loc[0] != 0) fail("query_start_loc", 0, step.query_start_loc[0], "the first sequence starts at row 0");
+  if (step.query_start_loc[0] != 0)
+    fail("query_start_loc", 0, step.query_start_loc[0], "the first sequence starts at row 0");
   for (std::int64_t s = 0; s < sequences; ++s) {
     if (step.query_start_loc[s + 1] <= step.query_start_loc[s]) {
       fail("query_start_loc", s + 1, step.query_start_loc[s + 1], "every sequence needs at least one row");
     }
   }
   if (step.query_start_loc[sequences] != tokens) {
-    fail("query_start_loc", sequences, step.query_start_loc[sequences], "the last sequence ends at row " + std::to_string(tokens));
+    fail("query_start_loc", sequences, step.query_start_loc[sequences],
+         "the last sequence ends at row " + std::to_string(tokens));
   }
   for (std::int64_t t = 0; t < tokens; ++t) {
     if (step.token_ids[t] < 0 || step.token_ids[t] >= limits.vocab_size) {

@@ -63,7 +63,8 @@ void ThreadPool::run(Job& job, std::size_t num_phases) {
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-// Starts the first phase from `phase` on that has units to share out, or ends the job. Only one thread is here at a time.
+// Starts the first phase from `phase` on that has units to share out, or ends the job. Only one thread is here at a
+// time.
 void ThreadPool::begin_phase(std::size_t phase, std::uint32_t sequence, int thread_id) {
   std::int64_t units = 0;
   for (; phase < num_phases_ && !failed_.load(std::memory_order_relaxed); ++phase) {

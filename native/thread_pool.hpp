@@ -18,8 +18,8 @@ class ThreadPool {
  public:
   class Job {
    public:
-    // Called by one thread when all earlier phases are over. Returns the number of units to be shared out; 0 if there is
-    // nothing (left) to do. What it does itself is seen by all units.
+    // Called by one thread when all earlier phases are over. Returns the number of units to be shared out; 0 if there
+    // is nothing (left) to do. What it does itself is seen by all units.
     virtual std::int64_t start(std::size_t phase, int thread_id) = 0;
     virtual void run(std::size_t phase, std::int64_t unit, int thread_id) = 0;
 

@@ -1,8 +1,8 @@
 // Paged attention as an ISA family provides it: one kernel for decode, chunked prefill and long contexts.
 //
-// A KV block holds, for each layer and KV head in turn, K transposed [head_dim][16] and V [16][head_dim], in fp32 or fp16.
-// A query row walks its key positions in partitions of 64 at fixed absolute places and carries (max, sum, output) through
-// them in order. Every 512 positions it starts from a fresh state (a *split*); the states of a row's splits are
+// A KV block holds, for each layer and KV head in turn, K transposed [head_dim][16] and V [16][head_dim], in fp32 or
+// fp16. A query row walks its key positions in partitions of 64 at fixed absolute places and carries (max, sum, output)
+// through them in order. Every 512 positions it starts from a fresh state (a *split*); the states of a row's splits are
 // merged in order. Both places are absolute, so a row's bits depend neither on the tile that it is computed in nor on
 // who computes its splits.
 #pragma once
@@ -10,10 +10,10 @@
 
 namespace octavo {
 
-inline constexpr std::int64_t kBlockSize = 16;   // tokens of a KV block
-inline constexpr std::int64_t kPartition = 64;   // key positions between two updates of (max, sum, output)
-inline constexpr std::int64_t kSplit = 512;      // key positions after which a fresh state starts
-inline constexpr std::int64_t kTileRows = 48;    // query rows that share one walk over the keys, if heads allow
+inline constexpr std::int64_t kBlockSize = 16;  // tokens of a KV block
+inline constexpr std::int64_t kPartition = 64;  // key positions between two updates of (max, sum, output)
+inline constexpr std::int64_t kSplit = 512;     // key positions after which a fresh state starts
+inline constexpr std::int64_t kTileRows = 48;   // query rows that share one walk over the keys, if heads allow
 
 enum class KvType : std::uint8_t { F32, F16 };
 constexpr std::int64_t kv_element_bytes(KvType type) { return type == KvType::F32 ? 4 : 2; }
@@ -34,7 +34,7 @@ struct AttentionCall {
   std::int64_t ldq;
   float* out;  // as q, row stride ldo
   std::int64_t ldo;
-  const std::uint8_t* kv;  // this layer's part of block 0
+  const std::uint8_t* kv;    // this layer's part of block 0
   std::int64_t block_bytes;  // from one block to the next
   std::int64_t num_heads, num_kv_heads, head_dim;
   float scale;

@@ -6,8 +6,8 @@
 //   output    one FMA chain over the row's visible keys per element; unseen V rows are not touched
 // Tiles of more rows than fit in registers expand an fp16 partition to fp32 once, in L1; others convert as they load.
 //
-// `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>, kColumnVectors<Rows> and
-// the operations. head_dim is a multiple of kLanes.
+// `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>,
+// kColumnVectors<Rows> and the operations. head_dim is a multiple of kLanes.
 #pragma once
 #include "attention.hpp"
 #include "avx2/math.hpp"
@@ -31,21 +31,19 @@ struct Partition {
 
 // scores[r][16 b + lane] = Σ_d q[d][r] · k[b][d][lane] for Blocks blocks; q has kRows columns.
 template <class S, int Rows, int Blocks, bool Prefetch, class Element>
-OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, const Element* const* k, const char* const* next,
-                                       float* scores) {
+OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, const Element* const* k,
+                                       const char* const* next, float* scores) {
   constexpr int kVectors = kBlockSize / S::kLanes;      // of a block
   constexpr int kLines = sizeof(Element) == 2 ? 1 : 2;  // cache lines of K and V per step of d
   // All keys of a step in registers beside the sums, if they fit; otherwise block by block.
   constexpr int kTogether = (Rows + 1) * Blocks * kVectors < S::kRegisters ? Blocks : 1;
   typename S::Vec sum[Rows][Blocks * kVectors];
-  unroll<Rows>([&](auto r) OCTAVO_INLINE {
-    unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::zero(); });
-  });
+  unroll<Rows>([&](auto r)
+                   OCTAVO_INLINE { unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::zero(); }); });
   for (std::int64_t d = 0; d < head_dim; ++d, q += S::kRows) {
     if constexpr (Prefetch) {
-      unroll<Blocks * kLines>([&](auto i) OCTAVO_INLINE {
-        _mm_prefetch(next[i / kLines] + (d * kLines + i % kLines) * 64, _MM_HINT_T0);
-      });
+      unroll<Blocks * kLines>(
+          [&](auto i) OCTAVO_INLINE { _mm_prefetch(next[i / kLines] + (d * kLines + i % kLines) * 64, _MM_HINT_T0); });
     }
     unroll<Blocks / kTogether>([&](auto part) OCTAVO_INLINE {
       constexpr int kKeys = kTogether * kVectors;
@@ -55,19 +53,21 @@ OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, co
       });
       unroll<Rows>([&](auto r) OCTAVO_INLINE {
         const typename S::Vec x = S::broadcast(q[r]);
-        unroll<kKeys>([&](auto j) OCTAVO_INLINE { sum[r][part * kKeys + j] = S::fmadd(x, keys[j], sum[r][part * kKeys + j]); });
+        unroll<kKeys>([&](auto j)
+                          OCTAVO_INLINE { sum[r][part * kKeys + j] = S::fmadd(x, keys[j], sum[r][part * kKeys + j]); });
       });
     });
   }
   unroll<Rows>([&](auto r) OCTAVO_INLINE {
-    unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE { S::store(scores + r * kPartition + j * S::kLanes, sum[r][j]); });
+    unroll<Blocks * kVectors>([&](auto j)
+                                  OCTAVO_INLINE { S::store(scores + r * kPartition + j * S::kLanes, sum[r][j]); });
   });
 }
 
 // output[r][c …] += Σ_t p[r][t] · v[t][c …] for t in begin … end-1, in order, on Vectors vectors of columns.
 template <class S, int Rows, int Vectors, class Element>
-OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* const* v, std::int64_t begin, std::int64_t end,
-                                             std::int64_t head_dim, float* output) {
+OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* const* v, std::int64_t begin,
+                                             std::int64_t end, std::int64_t head_dim, float* output) {
   typename S::Vec sum[Rows][Vectors];
   unroll<Rows>([&](auto r) OCTAVO_INLINE {
     unroll<Vectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::load(output + r * head_dim + j * S::kLanes); });
@@ -101,8 +101,8 @@ OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* cons
 }
 
 template <class S, int Rows, class Element>
-inline void accumulate(const float* p, const Element* const* v, std::int64_t begin, std::int64_t end, std::int64_t head_dim,
-                       float* output) {
+inline void accumulate(const float* p, const Element* const* v, std::int64_t begin, std::int64_t end,
+                       std::int64_t head_dim, float* output) {
   constexpr int kVectors = S::template kColumnVectors<Rows>;
   const Element* column[kPartitionBlocks];
   std::int64_t c = 0;
@@ -124,7 +124,8 @@ template <class S>
 OCTAVO_INLINE inline float mask_and_max(float* scores, std::int64_t visible) {
   if (visible == kPartition) {
     typename S::Vec largest = S::load(scores);
-    unroll<kPartition / S::kLanes - 1>([&](auto i) OCTAVO_INLINE { largest = S::max(largest, S::load(scores + (i + 1) * S::kLanes)); });
+    unroll<kPartition / S::kLanes - 1>(
+        [&](auto i) OCTAVO_INLINE { largest = S::max(largest, S::load(scores + (i + 1) * S::kLanes)); });
     return S::horizontal_max(largest);
   }
   const std::int64_t end = (visible + S::kLanes - 1) / S::kLanes * S::kLanes;
@@ -233,7 +234,8 @@ template <class S, bool Prefetch, class Element>
 void attend_all_rows(const Partition<Element>& kv, const Rows& rows, const State& state, std::int64_t base) {
   for (std::int64_t first = 0; first < rows.count; first += S::kRows) {
     const int count = static_cast<int>(rows.count - first < S::kRows ? rows.count - first : S::kRows);
-    RowGroup group{rows.q + first * rows.head_dim, state.output + first * rows.head_dim, state.max + first, state.sum + first, {}};
+    RowGroup group{
+        rows.q + first * rows.head_dim, state.output + first * rows.head_dim, state.max + first, state.sum + first, {}};
     for (int r = 0; r < count; ++r) {
       const std::int64_t seen = rows.position(first + r) + 1 - base;
       group.visible[r] = seen < kPartition ? seen : kPartition;
@@ -244,8 +246,8 @@ void attend_all_rows(const Partition<Element>& kv, const Rows& rows, const State
 
 // One split of a tile into a state.
 template <class S, class Element>
-void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, const Rows& rows,
-                const State& state) {
+void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+                const Rows& rows, const State& state) {
   const std::int64_t head_dim = rows.head_dim, part = kBlockSize * head_dim;
   for (std::int64_t i = 0; i < rows.count * head_dim; ++i) state.output[i] = 0.0f;
   for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
@@ -285,8 +287,8 @@ void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64
 }
 
 template <class S>
-void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, const Rows& rows,
-          const State& state) {
+void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+          const Rows& rows, const State& state) {
   if (call.kv_type == KvType::F16) return walk_split<S, std::uint16_t>(call, tile, kv_head, split, rows, state);
   walk_split<S, float>(call, tile, kv_head, split, rows, state);
 }
@@ -309,11 +311,14 @@ void merge(const Rows& rows, std::int64_t split, const State& into, const State&
   }
 }
 
-float* output_row(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows, std::int64_t r) {
-  return call.out + (tile.first_row + r / rows.group) * call.ldo + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+float* output_row(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows,
+                  std::int64_t r) {
+  return call.out + (tile.first_row + r / rows.group) * call.ldo +
+         (kv_head * rows.group + r % rows.group) * rows.head_dim;
 }
 
-void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows, const State& state) {
+void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows,
+            const State& state) {
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const __m256 factor = _mm256_set1_ps(1.0f / state.sum[r]);
     float* out = output_row(call, tile, kv_head, rows, r);
@@ -329,15 +334,16 @@ Rows describe_rows(const AttentionCall& call, const AttentionTile& tile) {
   return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr, nullptr};
 }
 
-// Rotated and scaled queries of the tile in scratch, transposed so that a step of d reads one line; the rest of scratch is
-// the expanded partition.
+// Rotated and scaled queries of the tile in scratch, transposed so that a step of d reads one line; the rest of scratch
+// is the expanded partition.
 template <class S>
 Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
   Rows rows = describe_rows(call, tile);
   rows.partition = scratch;
   rows.q = scratch + 2 * kPartition * rows.head_dim;
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    const float* q = call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    const float* q =
+        call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
     float* rotated = scratch;
     if (call.rope != nullptr) {
       rotate_head(q, call.rope->row(rows.position(r)), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotated);
@@ -364,8 +370,8 @@ void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t k
 }
 
 template <class S>
-void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, float* state,
-                  float* scratch) {
+void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+                  float* state, float* scratch) {
   const Rows rows = gather_rows<S>(call, tile, kv_head, scratch);
   walk<S>(call, tile, kv_head, split, rows, State(state, rows));
 }

@@ -13,12 +13,12 @@ struct ElementwiseKernels {
   void (*silu_mul)(const float* gate, const float* up, std::int64_t width, float* out);
   void (*add)(const float* x, const float* y, std::int64_t width, float* out);
   // Rotates each of the row's heads; out may be x.
-  void (*rope)(const float* x, const RopeTable& table, std::int64_t position, std::int64_t num_heads, std::int64_t head_dim,
-               float* out);
+  void (*rope)(const float* x, const RopeTable& table, std::int64_t position, std::int64_t num_heads,
+               std::int64_t head_dim, float* out);
   // The largest of x[0 … n-1]; false if one of them is NaN.
   bool (*row_max)(const float* x, std::int64_t n, float* max);
-  // out[i] = exp((x[i] - max) / temperature) in double, where x[i] = max gives 1 even if infinite; out may be null. Requires
-  // x[i] <= max. Returns their sum, taken in blocks of 256.
+  // out[i] = exp((x[i] - max) / temperature) in double, where x[i] = max gives 1 even if infinite; out may be null.
+  // Requires x[i] <= max. Returns their sum, taken in blocks of 256.
   double (*exp_weights)(const float* x, std::int64_t n, double max, double temperature, double* out);
 };
 

@@ -8,8 +8,8 @@
 
 #define OCTAVO_INLINE __attribute__((always_inline))
 
-// Rows that any tile may have. Each number of rows is a kernel of its own; with sanitisers some take seconds to compile,
-// and so such builds have only the first few. No result depends on it.
+// Rows that any tile may have. Each number of rows is a kernel of its own; with sanitisers some take seconds to
+// compile, and so such builds have only the first few. No result depends on it.
 #ifndef OCTAVO_MAX_TILE_ROWS
 #define OCTAVO_MAX_TILE_ROWS 64
 #endif

@@ -1,4 +1,5 @@
-// What the native tests share: checks that count failures, and buffers in which a sanitiser sees every step beyond the end.
+// What the native tests share: checks that count failures, and buffers in which a sanitiser sees every step beyond the
+// end.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -38,14 +39,17 @@ inline int report() {
 
 using Random = std::mt19937;
 
-inline std::int64_t below(Random& random, std::int64_t n) { return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n)); }
+inline std::int64_t below(Random& random, std::int64_t n) {
+  return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(n));
+}
 
 // 64-byte aligned memory of exactly `size` elements.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(std::int64_t size, T value = T{})
-      : size_(size), data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64}))) {
+      : size_(size),
+        data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), std::align_val_t{64}))) {
     for (std::int64_t i = 0; i < size; ++i) data_[i] = value;
   }
   Buffer(Buffer&& other) noexcept : size_(other.size_), data_(other.data_) { other.data_ = nullptr; }

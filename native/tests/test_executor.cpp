@@ -13,7 +13,8 @@ using namespace octavo::tests;
 
 namespace {
 
-constexpr std::int64_t kHidden = 64, kVocabulary = 40, kHeads = 2, kHeadDim = 16, kTokens = 64, kModelLength = 96, kBlocks = 16;
+constexpr std::int64_t kHidden = 64, kVocabulary = 40, kHeads = 2, kHeadDim = 16, kTokens = 64, kModelLength = 96,
+                       kBlocks = 16;
 
 // Random rows of Q8_0 or F32.
 Buffer<std::uint8_t> random_weights(SourceType source, std::int64_t n, std::int64_t k, Random& random) {
@@ -44,25 +45,34 @@ struct Model {
   int matrix(SourceType source, std::int64_t n, std::int64_t k, Random& random) {
     const WeightFormat format = packed_format(source);
     const Buffer<std::uint8_t> data = random_weights(source, n, k, random);
-    const int handle = executor->add_matrix(std::make_shared<MappedMemory>(packed_bytes(format, n, k)), 0, format, n, k);
+    const int handle =
+        executor->add_matrix(std::make_shared<MappedMemory>(packed_bytes(format, n, k)), 0, format, n, k);
     executor->pack_matrix(handle, source, data.data());
     return handle;
   }
 
   Model(const IsaFamily& isa, int num_threads, KvType type)
-      : executor(std::make_unique<Executor>(isa, ExecutorOptions{num_threads, type, kTokens, kTokens, kModelLength, 1, 1, kHeadDim})) {
+      : executor(std::make_unique<Executor>(
+            isa, ExecutorOptions{num_threads, type, kTokens, kTokens, kModelLength, 1, 1, kHeadDim})) {
     Random random(5);
-    const int embedding = matrix(SourceType::F32, kVocabulary, kHidden, random), qkv = matrix(SourceType::Q8_0, 64, kHidden, random);
-    const int project = matrix(SourceType::Q8_0, kHidden, 32, random), gate_up = matrix(SourceType::F32, 2 * kHidden, kHidden, random);
+    const int embedding = matrix(SourceType::F32, kVocabulary, kHidden, random),
+              qkv = matrix(SourceType::Q8_0, 64, kHidden, random);
+    const int project = matrix(SourceType::Q8_0, kHidden, 32, random),
+              gate_up = matrix(SourceType::F32, 2 * kHidden, kHidden, random);
     const Buffer<float> norm = normal_floats(kHidden, random), bias = normal_floats(64, random);
-    const int weight = executor->add_vector({norm.data(), kHidden}), bias_of_qkv = executor->add_vector({bias.data(), 64});
+    const int weight = executor->add_vector({norm.data(), kHidden}),
+              bias_of_qkv = executor->add_vector({bias.data(), 64});
     const double frequencies[] = {1, 0.5, 0.25, 0.125, 0.06, 0.03, 0.01, 0.001};
     const int table = executor->add_rope_table(frequencies, 1.0, RopeStyle::HALF_SPLIT);
-    const Slice x = slice(kHidden), heads = slice(64), attended = slice(32), sum = slice(kHidden), wide = slice(2 * kHidden);
-    const Slice product = slice(kHidden), last = slice(kHidden), rotated = slice(kHidden), chosen = slice(kHidden, true);
+    const Slice x = slice(kHidden), heads = slice(64), attended = slice(32), sum = slice(kHidden),
+                wide = slice(2 * kHidden);
+    const Slice product = slice(kHidden), last = slice(kHidden), rotated = slice(kHidden),
+                chosen = slice(kHidden, true);
     const Slice logits = slice(kVocabulary, true);
     const QuantisedSlice normed = quantised(kHidden), attended_q = quantised(32);
-    const auto part = [](const Slice& s, std::int64_t at, std::int64_t width) { return Slice{s.offset + 4 * at, s.stride, width, s.logits}; };
+    const auto part = [](const Slice& s, std::int64_t at, std::int64_t width) {
+      return Slice{s.offset + 4 * at, s.stride, width, s.logits};
+    };
     const Slice k = part(heads, 32, 16), v = part(heads, 48, 16), q = part(heads, 0, 32);
     executor->emit(EmbeddingOp{embedding, x});
     executor->emit(RmsNormOp{x, weight, 1e-5f, {}, normed});
@@ -90,7 +100,8 @@ struct Arrays {
 
   // Tokens begin … end-1 of a sequence of token t ↦ 7 t + id, whose blocks are id, id + 2, id + 4, …
   void add(std::int32_t id, std::int32_t begin, std::int32_t end) {
-    for (std::int32_t b = 0; b < table_width; ++b) block_tables.push_back((id + 2 * b) % static_cast<std::int32_t>(kBlocks));
+    for (std::int32_t b = 0; b < table_width; ++b)
+      block_tables.push_back((id + 2 * b) % static_cast<std::int32_t>(kBlocks));
     const std::int32_t* table = block_tables.data() + block_tables.size() - static_cast<std::size_t>(table_width);
     for (std::int32_t t = begin; t < end; ++t) {
       token_ids.push_back((7 * t + id) % static_cast<std::int32_t>(kVocabulary));
@@ -102,15 +113,17 @@ struct Arrays {
     query_start_loc.push_back(static_cast<std::int32_t>(token_ids.size()));
   }
   Step step() const {
-    return {token_ids,    positions,   query_start_loc, seq_lens, block_tables.data(), static_cast<std::int64_t>(seq_lens.size()),
-            table_width, slot_mapping, logits_rows};
+    return {token_ids,   positions,           query_start_loc,
+            seq_lens,    block_tables.data(), static_cast<std::int64_t>(seq_lens.size()),
+            table_width, slot_mapping,        logits_rows};
   }
 };
 
 void run(Executor& executor, const Arrays& arrays, Buffer<float>& out, std::int64_t& used) {
   const float* logits = executor.run(arrays.step());
   for (std::size_t r = 0; r < arrays.logits_rows.size(); ++r) {
-    std::memcpy(&out[used], logits + static_cast<std::int64_t>(r) * executor.logits().stride, kVocabulary * sizeof(float));
+    std::memcpy(&out[used], logits + static_cast<std::int64_t>(r) * executor.logits().stride,
+                kVocabulary * sizeof(float));
     used += kVocabulary;
   }
 }
@@ -132,7 +145,8 @@ Buffer<float> chunked(Model& model, std::int32_t length, std::int32_t chunk) {
     std::int64_t at = 0;
     run(*model.executor, both, again, at);
     const std::int64_t mine = (end - t) * kVocabulary;
-    check(std::memcmp(again.data() + mine, out.data() + used - mine, static_cast<std::size_t>(mine) * 4) == 0, "company changes logits");
+    check(std::memcmp(again.data() + mine, out.data() + used - mine, static_cast<std::size_t>(mine) * 4) == 0,
+          "company changes logits");
   }
   return out;
 }
@@ -147,8 +161,9 @@ void test_same_logits(KvType type) {
     for (const int threads : {1, 3}) {
       Model model(isa, threads, type);
       for (const std::int32_t chunk : {1, 7, 16, 60}) {
-        check(same(chunked(model, 60, chunk), want),
-              isa.name + ", " + std::to_string(threads) + " threads, chunks of " + std::to_string(chunk) + ": other logits");
+        check(same(chunked(model, 60, chunk), want), isa.name + ", " + std::to_string(threads) +
+                                                         " threads, chunks of " + std::to_string(chunk) +
+                                                         ": other logits");
       }
     }
   }
@@ -173,19 +188,31 @@ void test_faulty_steps(Random& random) {
       }
     };
     switch (random() % 6) {
-      case 0: spoil(arrays.token_ids); break;
-      case 1: spoil(arrays.positions); break;
-      case 2: spoil(arrays.query_start_loc); break;
-      case 3: arrays.seq_lens[random() % 2] = static_cast<std::int32_t>(value); break;
-      case 4: arrays.block_tables[random() % arrays.block_tables.size()] = static_cast<std::int32_t>(value); break;
-      default: random() % 2 ? spoil(arrays.slot_mapping) : spoil(arrays.logits_rows);
+      case 0:
+        spoil(arrays.token_ids);
+        break;
+      case 1:
+        spoil(arrays.positions);
+        break;
+      case 2:
+        spoil(arrays.query_start_loc);
+        break;
+      case 3:
+        arrays.seq_lens[random() % 2] = static_cast<std::int32_t>(value);
+        break;
+      case 4:
+        arrays.block_tables[random() % arrays.block_tables.size()] = static_cast<std::int32_t>(value);
+        break;
+      default:
+        random() % 2 ? spoil(arrays.slot_mapping) : spoil(arrays.logits_rows);
     }
     try {
       model.executor->run(arrays.step());
     } catch (const std::invalid_argument& error) {
       ++refused;
       const std::string message = error.what();
-      const char* const fields[] = {"token_ids", "positions", "query_start_loc", "seq_lens", "block_tables", "slot_mapping", "logits_rows"};
+      const char* const fields[] = {"token_ids",    "positions",    "query_start_loc", "seq_lens",
+                                    "block_tables", "slot_mapping", "logits_rows"};
       check(std::any_of(std::begin(fields), std::end(fields), [&](const char* f) { return message.find(f) == 0; }),
             "a refusal that names no field: " + message);
     }
@@ -195,8 +222,9 @@ void test_faulty_steps(Random& random) {
   check_refused("a matrix that there is not", "matrix 99", [&] { model.executor->matrix(99); });
   check_refused("a matrix beyond its memory", "does not fit",
                 [&] { model.executor->add_matrix(std::make_shared<MappedMemory>(64), 0, WeightFormat::F32, 16, 2); });
-  check_refused("a matrix at an odd place", "does not fit",
-                [&] { model.executor->add_matrix(std::make_shared<MappedMemory>(4096), 32, WeightFormat::F32, 16, 2); });
+  check_refused("a matrix at an odd place", "does not fit", [&] {
+    model.executor->add_matrix(std::make_shared<MappedMemory>(4096), 32, WeightFormat::F32, 16, 2);
+  });
   check_refused("a head size that kernels lack", "head_dim=12",
                 [] { Executor(select_isa_family("scalar"), ExecutorOptions{1, KvType::F32, 1, 1, 1, 1, 1, 12}); });
 }
@@ -213,20 +241,26 @@ void test_choices(Random& random) {
   const float temperatures[] = {0, 0.2f, 1, 3}, shares[] = {1, 0.9f, 0.3f, 1e-6f};
   const std::int32_t limits[] = {0, 1, 5, 332, 333, 100000};
   for (std::int32_t r = 0; r < kRows; ++r) {
-    rows.push_back(r), temperature.push_back(temperatures[r % 4]), top_k.push_back(limits[r % 6]), top_p.push_back(shares[r % 4]);
-    min_p.push_back(r % 7 == 0 ? 0.2f : 0.0f), seed.push_back(random()), branch.push_back(0), position.push_back(random());
-    num_logprobs.push_back(r % 5 - 1), edit_choices.push_back(r), edit_tokens.push_back(static_cast<std::int32_t>(below(random, kWidth)));
+    rows.push_back(r), temperature.push_back(temperatures[r % 4]), top_k.push_back(limits[r % 6]),
+        top_p.push_back(shares[r % 4]);
+    min_p.push_back(r % 7 == 0 ? 0.2f : 0.0f), seed.push_back(random()), branch.push_back(0),
+        position.push_back(random());
+    num_logprobs.push_back(r % 5 - 1), edit_choices.push_back(r),
+        edit_tokens.push_back(static_cast<std::int32_t>(below(random, kWidth)));
     edit_values.push_back(r % 2 ? -INFINITY : 2.0f);
   }
-  const ChoiceRequest request{logits.data(), kRows, kWidth, kWidth,   rows,         temperature,  top_k,       top_p,
-                              min_p,         seed,  branch, position, num_logprobs, edit_choices, edit_tokens, edit_values};
+  const ChoiceRequest request{logits.data(), kRows,        kWidth,      kWidth,     rows,   temperature,
+                              top_k,         top_p,        min_p,       seed,       branch, position,
+                              num_logprobs,  edit_choices, edit_tokens, edit_values};
   std::vector<std::int32_t> first;
   for (const IsaFamily& isa : available_isa_families()) {
     Model model(isa, 2, KvType::F32);
     std::vector<std::int32_t> ids(kRows), ranks(kRows), top_ids(kRows * 3);
     std::vector<float> logprobs(kRows), top_logprobs(kRows * 3);
-    model.executor->choose(request, {ids.data(), logprobs.data(), ranks.data(), top_ids.data(), top_logprobs.data(), 3});
-    check(std::all_of(ids.begin(), ids.end(), [](std::int32_t id) { return id >= 0 && id < kWidth; }), isa.name + ": tokens are in the vocabulary");
+    model.executor->choose(request,
+                           {ids.data(), logprobs.data(), ranks.data(), top_ids.data(), top_logprobs.data(), 3});
+    check(std::all_of(ids.begin(), ids.end(), [](std::int32_t id) { return id >= 0 && id < kWidth; }),
+          isa.name + ": tokens are in the vocabulary");
     if (first.empty()) first = ids;
     check(ids == first, isa.name + ": other tokens");
   }

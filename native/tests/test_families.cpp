@@ -1,5 +1,5 @@
-// Every ISA family of this machine against the scalar one, kernel by kernel and bit for bit, on odd sizes, extreme values
-// and memory that ends where the operands do. The row kernels' bits are AVX2's in every family.
+// Every ISA family of this machine against the scalar one, kernel by kernel and bit for bit, on odd sizes, extreme
+// values and memory that ends where the operands do. The row kernels' bits are AVX2's in every family.
 #include <algorithm>
 #include <functional>
 #include <iterator>
@@ -16,7 +16,8 @@ namespace {
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-const float kExtremes[] = {0.0f, -0.0f, kNaN, kInfinity, -kInfinity, 1e-45f, -1e-39f, 3e38f, -3e38f, 87.0f, -87.0f, 88.5f, -88.5f, 700.0f};
+const float kExtremes[] = {0.0f,  -0.0f,  kNaN,  kInfinity, -kInfinity, 1e-45f, -1e-39f,
+                           3e38f, -3e38f, 87.0f, -87.0f,    88.5f,      -88.5f, 700.0f};
 
 const IsaFamily& scalar() {
   static const IsaFamily family = select_isa_family("scalar");
@@ -32,7 +33,8 @@ Buffer<float> with_extremes(std::int64_t size, Random& random) {
 }
 
 // Runs f(family) for the scalar family and this one and compares what it returns.
-void compare(const IsaFamily& family, const std::string& what, const std::function<Buffer<float>(const IsaFamily&)>& f) {
+void compare(const IsaFamily& family, const std::string& what,
+             const std::function<Buffer<float>(const IsaFamily&)>& f) {
   check(same(f(family), f(scalar())), family.name + " differs from scalar: " + what);
 }
 
@@ -49,7 +51,8 @@ void test_rows(const IsaFamily& family, Random& random) {
           return out;
         });
       };
-      row("rms_norm", [&](const ElementwiseKernels& k, float* out) { k.rms_norm(x.data(), y.data(), 1e-5f, width, out); });
+      row("rms_norm",
+          [&](const ElementwiseKernels& k, float* out) { k.rms_norm(x.data(), y.data(), 1e-5f, width, out); });
       row("silu_mul", [&](const ElementwiseKernels& k, float* out) { k.silu_mul(x.data(), y.data(), width, out); });
       row("add", [&](const ElementwiseKernels& k, float* out) { k.add(x.data(), y.data(), width, out); });
     }
@@ -71,7 +74,8 @@ void test_choosing(const IsaFamily& family, Random& random) {
         out[0] = isa.elementwise->row_max(x.data(), n, &max) ? 1.0f : 0.0f;
         out[1] = max;
         const double total = isa.elementwise->exp_weights(x.data(), n, max, temperature, weights.data());
-        check(isa.elementwise->exp_weights(x.data(), n, max, temperature, nullptr) == total, "exp_weights without weights");
+        check(isa.elementwise->exp_weights(x.data(), n, max, temperature, nullptr) == total,
+              "exp_weights without weights");
         std::memcpy(&out[2], &total, sizeof total);
         std::memcpy(&out[4], weights.data(), static_cast<std::size_t>(n) * sizeof(double));
         return out;
@@ -96,7 +100,8 @@ void test_quantise(const IsaFamily& family, Random& random) {
     });
   };
   for (int i = 0; i < 50; ++i) {
-    Buffer<float> x = normal_floats((rows - 1) * ldx + k, random, std::exp2(static_cast<float>(below(random, 200) - 100)));
+    Buffer<float> x =
+        normal_floats((rows - 1) * ldx + k, random, std::exp2(static_cast<float>(below(random, 200) - 100)));
     run(x);
     for (int bad = 0; bad < 8; ++bad) x[below(random, x.size())] = kExtremes[random() % std::size(kExtremes)];
     for (int tie = 0; tie < kGroup; ++tie) x[tie] = static_cast<float>(tie) + 0.5f;
@@ -178,7 +183,8 @@ void test_halves(const IsaFamily& family, Random& random) {
     }
     compare(family, "write_kv in halves", [&](const IsaFamily& isa) {
       Buffer<std::uint16_t> slot(2 * kBlockSize * head_dim, 0x7e00);
-      isa.attention->write_kv(k.data(), v.data(), 1, head_dim, KvType::F16, nullptr, 0, reinterpret_cast<std::uint8_t*>(slot.data()), 5);
+      isa.attention->write_kv(k.data(), v.data(), 1, head_dim, KvType::F16, nullptr, 0,
+                              reinterpret_cast<std::uint8_t*>(slot.data()), 5);
       Buffer<float> out(slot.size());
       for (std::int64_t i = 0; i < slot.size(); ++i) {  // all NaNs alike
         const bool nan = (slot[i] & 0x7c00) == 0x7c00 && (slot[i] & 0x3ff) != 0;
@@ -214,8 +220,9 @@ void test_attention(const IsaFamily& family, const AttentionCase& c, Random& ran
   const std::int64_t group = c.num_heads / c.num_kv_heads;
   const auto run = [&](const IsaFamily& isa, bool in_splits) {
     Buffer<float> out(c.num_positions * ld), scratch(attention_scratch_floats(group, c.head_dim));
-    const AttentionCall call{q.data(), ld, out.data(), ld, kv.data(), block_bytes, c.num_heads, c.num_kv_heads, c.head_dim,
-                             0.125f, c.type, c.rope ? &table : nullptr};
+    const AttentionCall call{q.data(),   ld,          out.data(),  ld,
+                             kv.data(),  block_bytes, c.num_heads, c.num_kv_heads,
+                             c.head_dim, 0.125f,      c.type,      c.rope ? &table : nullptr};
     for (std::int64_t first = 0; first < c.num_positions; first += tile_positions(group)) {
       const std::int64_t positions = std::min(tile_positions(group), c.num_positions - first);
       const AttentionTile tile{block_table.data(), first, c.first_position + first, positions};
@@ -235,8 +242,9 @@ void test_attention(const IsaFamily& family, const AttentionCase& c, Random& ran
     return out;
   };
   const Buffer<float> whole = run(family, false);
-  const std::string what = std::to_string(c.num_heads) + "/" + std::to_string(c.num_kv_heads) + " heads of " + std::to_string(c.head_dim) +
-                           ", " + std::to_string(c.num_positions) + " tokens from " + std::to_string(c.first_position);
+  const std::string what = std::to_string(c.num_heads) + "/" + std::to_string(c.num_kv_heads) + " heads of " +
+                           std::to_string(c.head_dim) + ", " + std::to_string(c.num_positions) + " tokens from " +
+                           std::to_string(c.first_position);
   check(same(whole, run(family, true)), family.name + ": attention in splits: " + what);
   check(same(whole, run(scalar(), false)), family.name + " differs from scalar: attention: " + what);
   for (std::int64_t i = 0; i < c.num_positions; ++i) {
@@ -251,8 +259,9 @@ void test_family(const IsaFamily& family) {
   test_rows(family, random);
   test_choosing(family, random);
   test_quantise(family, random);
-  for (const WeightFormat format : {WeightFormat::F32, WeightFormat::F16, WeightFormat::INT8_G32, WeightFormat::INT4_G32,
-                                    WeightFormat::INT5_G32, WeightFormat::INT4_K, WeightFormat::INT5_K}) {
+  for (const WeightFormat format :
+       {WeightFormat::F32, WeightFormat::F16, WeightFormat::INT8_G32, WeightFormat::INT4_G32, WeightFormat::INT5_G32,
+        WeightFormat::INT4_K, WeightFormat::INT5_K}) {
     test_linear(family, format, 150, 3 * k_unit(format), random);
     test_linear(family, format, 1, k_unit(format), random);
     test_linear(family, format, 48, quantised(format) ? 2048 : 199, random);
@@ -260,9 +269,11 @@ void test_family(const IsaFamily& family) {
   test_rope(family, random);
   test_halves(family, random);
   const AttentionCase cases[] = {
-      {1, 1, 8, 0, 1, KvType::F32, false},     {9, 3, 64, 0, 40, KvType::F16, true},    {9, 3, 64, 510, 5, KvType::F32, true},
-      {6, 2, 16, 1023, 40, KvType::F16, true}, {5, 1, 72, 600, 3, KvType::F16, false},  {7, 7, 80, 63, 2, KvType::F32, true},
-      {50, 1, 8, 70, 4, KvType::F16, true},    {4, 1, 128, 511, 13, KvType::F32, true}, {12, 1, 32, 30, 9, KvType::F16, false},
+      {1, 1, 8, 0, 1, KvType::F32, false},    {9, 3, 64, 0, 40, KvType::F16, true},
+      {9, 3, 64, 510, 5, KvType::F32, true},  {6, 2, 16, 1023, 40, KvType::F16, true},
+      {5, 1, 72, 600, 3, KvType::F16, false}, {7, 7, 80, 63, 2, KvType::F32, true},
+      {50, 1, 8, 70, 4, KvType::F16, true},   {4, 1, 128, 511, 13, KvType::F32, true},
+      {12, 1, 32, 30, 9, KvType::F16, false},
   };
   for (const AttentionCase& c : cases) test_attention(family, c, random);
   std::printf("%s done\n", family.name.c_str());

@@ -103,7 +103,8 @@ void exceptions_arrive(ThreadPool& pool) {
     } catch (const std::runtime_error& error) {
       message = error.what();
     }
-    check(message == (unit < 0 ? "start 3" : "unit " + std::to_string(unit)), "an exception reaches the caller", pool.size());
+    check(message == (unit < 0 ? "start 3" : "unit " + std::to_string(unit)), "an exception reaches the caller",
+          pool.size());
     check(job.last == 3, "no phase is started after a failure", pool.size());
   }
   many_small_jobs(pool);

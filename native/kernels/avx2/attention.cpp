@@ -10,9 +10,13 @@ struct Avx2 {
   static constexpr int kRegisters = 16;
   static constexpr int kRows = tile_limit(6);
   template <int Rows>
-  static constexpr int kScoreBlocks = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
+  static constexpr int kScoreBlocks = Rows == 1   ? 4
+                                      : Rows <= 3 ? 2
+                                                  : 1;
   template <int Rows>
-  static constexpr int kColumnVectors = Rows == 1 ? 8 : Rows <= 3 ? 4 : 2;
+  static constexpr int kColumnVectors = Rows == 1   ? 8
+                                        : Rows <= 3 ? 4
+                                                    : 2;
 
   OCTAVO_INLINE static Vec zero() { return _mm256_setzero_ps(); }
   OCTAVO_INLINE static Vec broadcast(const float& x) { return _mm256_broadcast_ss(&x); }
@@ -40,9 +44,10 @@ void store8(std::uint16_t* out, __m256 x) {
 }
 
 template <class Element>
-void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, const RopeTable* rope,
-                 std::int64_t position, Element* part, std::int64_t offset) {
-  for (std::int64_t head = 0; head < num_kv_heads; ++head, k += head_dim, v += head_dim, part += 2 * kBlockSize * head_dim) {
+void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim,
+                 const RopeTable* rope, std::int64_t position, Element* part, std::int64_t offset) {
+  for (std::int64_t head = 0; head < num_kv_heads;
+       ++head, k += head_dim, v += head_dim, part += 2 * kBlockSize * head_dim) {
     alignas(32) float rotated[1024];
     const float* source = k;
     if (rope != nullptr) {
@@ -58,8 +63,8 @@ void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std:
   }
 }
 
-void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type, const RopeTable* rope,
-              std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
+void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type,
+              const RopeTable* rope, std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
   if (type == KvType::F16) {
     write_heads(k, v, num_kv_heads, head_dim, rope, position, reinterpret_cast<std::uint16_t*>(slot), offset);
   } else {

@@ -63,9 +63,8 @@ void silu_mul(const float* gate, const float* up, std::int64_t width, float* out
 }
 
 void add(const float* x, const float* y, std::int64_t width, float* out) {
-  for_vectors(width, [&](std::int64_t i, auto lanes) OCTAVO_INLINE {
-    lanes.store(out + i, _mm256_add_ps(lanes.load(x + i), lanes.load(y + i)));
-  });
+  for_vectors(width, [&](std::int64_t i, auto lanes)
+                         OCTAVO_INLINE { lanes.store(out + i, _mm256_add_ps(lanes.load(x + i), lanes.load(y + i))); });
 }
 
 void rope(const float* x, const RopeTable& table, std::int64_t position, std::int64_t num_heads, std::int64_t head_dim,

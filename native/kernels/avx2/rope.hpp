@@ -7,8 +7,8 @@ namespace octavo {
 namespace {
 
 // out = x with its first rotary_dim elements rotated by the table's row; out may be x.
-inline void rotate_head(const float* x, const float* row, std::int64_t rotary_dim, RopeStyle style, std::int64_t head_dim,
-                        float* out) {
+inline void rotate_head(const float* x, const float* row, std::int64_t rotary_dim, RopeStyle style,
+                        std::int64_t head_dim, float* out) {
   const std::int64_t half = rotary_dim / 2;
   const float* cosines = row;
   const float* sines = row + half;

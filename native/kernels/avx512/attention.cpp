@@ -42,8 +42,8 @@ void attend_any(const AttentionCall& call, const AttentionTile& tile, std::int64
   attend<Avx512>(call, tile, kv_head, scratch);
 }
 
-void attend_any_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, float* state,
-                      float* scratch) {
+void attend_any_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+                      float* state, float* scratch) {
   if (call.head_dim % Avx512::kLanes != 0) {
     return avx2_attention_kernels().attend_split(call, tile, kv_head, split, state, scratch);
   }

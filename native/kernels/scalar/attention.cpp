@@ -39,7 +39,8 @@ Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int6
   rows.v = rows.k + kPartition * rows.head_dim;
   rows.q = rows.v + kPartition * rows.head_dim;
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    const float* q = call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    const float* q =
+        call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
     float* row = rows.q + r * rows.head_dim;
     if (call.rope != nullptr) {
       rotate_head(q, call.rope->row(rows.position(r)), call.rope->rotary_dim, call.rope->style, rows.head_dim, row);
@@ -96,8 +97,8 @@ void attend_partition(const Rows& rows, const State& state, std::int64_t r, std:
 }
 
 // One split of a tile into a state.
-void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, const Rows& rows,
-          const State& state) {
+void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+          const Rows& rows, const State& state) {
   for (std::int64_t i = 0; i < rows.count * rows.head_dim; ++i) state.output[i] = 0.0f;
   for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
   const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
@@ -130,10 +131,12 @@ void merge(const Rows& rows, std::int64_t split, const State& into, const State&
   }
 }
 
-void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows, const State& state) {
+void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, const Rows& rows,
+            const State& state) {
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const float factor = 1.0f / state.sum[r];
-    float* out = call.out + (tile.first_row + r / rows.group) * call.ldo + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    float* out = call.out + (tile.first_row + r / rows.group) * call.ldo +
+                 (kv_head * rows.group + r % rows.group) * rows.head_dim;
     for (std::int64_t d = 0; d < rows.head_dim; ++d) out[d] = factor * state.output[r * rows.head_dim + d];
   }
 }
@@ -151,8 +154,8 @@ void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t k
   finish(call, tile, kv_head, rows, total);
 }
 
-void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split, float* state,
-                  float* scratch) {
+void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+                  float* state, float* scratch) {
   const Rows rows = gather_rows(call, tile, kv_head, scratch);
   walk(call, tile, kv_head, split, rows, State(state, rows));
 }
@@ -170,9 +173,10 @@ void store(float x, float* out) { *out = x; }
 void store(float x, std::uint16_t* out) { *out = to_half(x); }
 
 template <class Element>
-void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, const RopeTable* rope,
-                 std::int64_t position, Element* part, std::int64_t offset) {
-  for (std::int64_t head = 0; head < num_kv_heads; ++head, k += head_dim, v += head_dim, part += 2 * kBlockSize * head_dim) {
+void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim,
+                 const RopeTable* rope, std::int64_t position, Element* part, std::int64_t offset) {
+  for (std::int64_t head = 0; head < num_kv_heads;
+       ++head, k += head_dim, v += head_dim, part += 2 * kBlockSize * head_dim) {
     float rotated[1024];
     const float* source = k;
     if (rope != nullptr) {
@@ -186,8 +190,8 @@ void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std:
   }
 }
 
-void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type, const RopeTable* rope,
-              std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
+void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type,
+              const RopeTable* rope, std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
   if (type == KvType::F16) {
     write_heads(k, v, num_kv_heads, head_dim, rope, position, reinterpret_cast<std::uint16_t*>(slot), offset);
   } else {

@@ -41,7 +41,8 @@ void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum) {
   *sum = *scale * static_cast<float>(total);
 }
 
-void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q, float* scale, float* sum) {
+void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q, float* scale,
+                   float* sum) {
   const std::int64_t groups = k / kGroup;
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t g = 0; g < groups; ++g) {
@@ -65,7 +66,8 @@ void store_row(const LinearOutput& o, std::int64_t row, std::int64_t column, std
 
 // F32 and F16 weights: one chain of FMAs over k per output element.
 template <class Element>
-void multiply_floats(const std::uint8_t* panel, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k, Sums* acc) {
+void multiply_floats(const std::uint8_t* panel, const Activations& a, std::int64_t row, std::int64_t rows,
+                     std::int64_t k, Sums* acc) {
   const auto* weights = reinterpret_cast<const Element*>(panel);
   for (std::int64_t i = 0; i < k; ++i, weights += kPanelColumns) {
     float w[kPanelColumns];
@@ -91,7 +93,8 @@ void spread_int8(const std::uint8_t* panel, std::int64_t g, Group& group) {
   group.has_minimum = false;
   for (int c = 0; c < kPanelColumns; ++c) {
     group.scale[c] = to_float(read_half(p + 2 * c));
-    for (int i = 0; i < kGroup; ++i) group.q[c][i] = static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + 4 * c + i % 4]);
+    for (int i = 0; i < kGroup; ++i)
+      group.q[c][i] = static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + 4 * c + i % 4]);
   }
 }
 
@@ -122,7 +125,8 @@ void spread_nibbles(WeightFormat format, const std::uint8_t* panel, std::int64_t
 // Integer weights: per group an exact sum S, then acc = fma(S, scale * x_scale, acc) and, where there are minimums,
 // acc = fma(minimum, x_sum, acc).
 template <class Spread>
-void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k, Sums* acc) {
+void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k,
+                     Sums* acc) {
   const std::int64_t groups = k / kGroup;
   Group group;
   for (std::int64_t g = 0; g < groups; ++g) {
@@ -140,24 +144,27 @@ void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, st
   }
 }
 
-void multiply(const PackedMatrix& w, const std::uint8_t* panel, const Activations& a, std::int64_t row, std::int64_t rows, Sums* acc) {
+void multiply(const PackedMatrix& w, const std::uint8_t* panel, const Activations& a, std::int64_t row,
+              std::int64_t rows, Sums* acc) {
   switch (w.format) {
     case WeightFormat::F32:
       return multiply_floats<float>(panel, a, row, rows, w.k, acc);
     case WeightFormat::F16:
       return multiply_floats<std::uint16_t>(panel, a, row, rows, w.k, acc);
     case WeightFormat::INT8_G32:
-      return multiply_groups([&](std::int64_t g, Group& group) { spread_int8(panel, g, group); }, a, row, rows, w.k, acc);
+      return multiply_groups([&](std::int64_t g, Group& group) { spread_int8(panel, g, group); }, a, row, rows, w.k,
+                             acc);
     case WeightFormat::INT4_G32:
     case WeightFormat::INT5_G32:
     case WeightFormat::INT4_K:
     case WeightFormat::INT5_K:
-      return multiply_groups([&](std::int64_t g, Group& group) { spread_nibbles(w.format, panel, g, group); }, a, row, rows, w.k, acc);
+      return multiply_groups([&](std::int64_t g, Group& group) { spread_nibbles(w.format, panel, g, group); }, a, row,
+                             rows, w.k, acc);
   }
 }
 
-void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin, std::int64_t panel_end,
-            const LinearOutput& out) {
+void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
+            std::int64_t panel_end, const LinearOutput& out) {
   const std::int64_t bytes = panel_bytes(w.format, w.k);
   for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
     for (std::int64_t row = 0; row < m; row += kBlockRows) {

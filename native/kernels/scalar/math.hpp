@@ -31,7 +31,8 @@ inline std::uint16_t to_half(float x) {
     half = 0x7e00u | (magnitude >> 13 & 1023u);
   } else if (magnitude >= 0x477ff000u) {
     half = 0x7c00u;
-  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5, whose last place is 2^-24, rounds to a multiple of that
+  } else if (magnitude <
+             0x38800000u) {  // below 2^-14: adding 0.5, whose last place is 2^-24, rounds to a multiple of that
     half = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
   } else {
     half = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
@@ -66,21 +67,19 @@ inline double exp(double x) {
   double r = std::fma(-n, 6.93145751953125e-1, x);
   r = std::fma(-n, 1.42860682030941723212e-6, r);
   double p = 1.0 / 6227020800.0;
-  for (const double c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
-                         1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2, 1.0, 1.0}) {
+  for (const double c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                         1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2, 1.0, 1.0}) {
     p = std::fma(p, r, c);
   }
   return std::bit_cast<double>(std::bit_cast<std::int64_t>(p) + (static_cast<std::int64_t>(n) << 52));
 }
 
 // The sum of eight lanes in the order of a vector that is folded in halves.
-inline float sum_of_lanes(const float* s) {
-  return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
+inline float sum_of_lanes(const float* s) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
 
 // out = x with its first rotary_dim elements rotated by the table's row; out may be x.
-inline void rotate_head(const float* x, const float* row, std::int64_t rotary_dim, RopeStyle style, std::int64_t head_dim,
-                        float* out) {
+inline void rotate_head(const float* x, const float* row, std::int64_t rotary_dim, RopeStyle style,
+                        std::int64_t head_dim, float* out) {
   const std::int64_t half = rotary_dim / 2;
   const bool interleaved = style == RopeStyle::INTERLEAVED;
   for (std::int64_t i = 0; i < half; ++i) {

@@ -117,9 +117,11 @@ def info() -> None:
 
 
 def kernels() -> str:
-    """The instruction set family whose kernels run here."""
+    """The instruction set family whose kernels run here, and the others that could."""
     try:
         from octavo import _native
     except ImportError as error:
         return f"not built ({error})"
-    return " ".join(_native.isa_families())
+    used = _native.select_isa_family(os.environ.get("OCTAVO_ISA", ""))
+    others = [name for name in _native.isa_families() if name != used]
+    return f"{used} (OCTAVO_ISA can choose {', '.join(others)})" if others else used
