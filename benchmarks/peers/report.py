@@ -71,7 +71,7 @@ WORDS = {
     "en": {
         "memory": "peak memory of the server under that load, MiB",
         "start": "server start until it answers, s",
-        "slots": ", {} server slots, its best here",
+        "slots": ", {} server slots",
         "note": (
             "Medians of {reps}, alternating, on {cores} cores of {cpu}, {threads} threads each, {model}, greedy; other processes took "
             "at most {other:.1%} of the CPU. llama.cpp is {llama} (from llama-cpp-python {sdist}, native build{slots}); "
@@ -81,7 +81,7 @@ WORDS = {
     "zh": {
         "memory": "该负载下服务器的峰值内存，MiB",
         "start": "服务器从启动到可用，秒",
-        "slots": "，服务器 {} 个槽位，为此处最佳",
+        "slots": "，服务器 {} 个槽位",
         "note": (
             "{reps} 次交替测量的中位数；{cpu}，{cores} 核，各用 {threads} 个线程；模型 {model}，贪心解码；"
             "其他进程占用 CPU 不超过 {other:.1%}。"
