@@ -42,12 +42,12 @@ $(VENV)/.created:
 
 $(USER): $(VENV)/.created $(NATIVE_SOURCES) $(PYTHON_SOURCES)
 	@echo "Installing Octavo into $(VENV) (the native build takes about a minute) …"
-	$(PIP) install --quiet --no-compile .
+	$(PIP) install --quiet --no-compile '.[uvloop]'
 	@touch $@
 
 $(DEV): $(VENV)/.created $(NATIVE_SOURCES)
 	@echo "Installing Octavo for development into $(VENV) (the native build takes about a minute) …"
-	$(PIP) install --quiet --no-compile --editable '.[test]'
+	$(PIP) install --quiet --no-compile --editable '.[test,uvloop]'
 	@touch $@
 
 serve: $(INSTALLED)
