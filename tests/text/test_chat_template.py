@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import time
+import tracemalloc
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,3 +158,49 @@ def test_loading() -> None:
         load_chat_template(checkpoint(chat_template="{{"))
     with pytest.raises(ValueError, match=r"m\.gguf: tokenizer.chat_template is invalid: it must be a string, not list"):
         load_chat_template(checkpoint(chat_template=["x"]))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ [0] * 10 ** 9 }}",
+        "{{ 10 ** (10 ** 9) }}",
+        "{% set ns = namespace(x='x') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x='x') %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(40) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(40) %}{% set ns.x = ns.x.replace('x', 'xx') %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(40) %}{% set ns.x = ns.x | replace('x', 'xx') %}{% endfor %}",
+        "{% set ns = namespace(x='x') %}{% for i in range(40) %}{% set ns.x = ns.x.join([ns.x, ns.x]) %}{% endfor %}",
+        "{{ 'x'.ljust(10 ** 9) }}",
+        "{{ 'x' | center(10 ** 9) }}",
+        "{{ 'x' | indent(10 ** 9, true) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '{:999999999}'.format(1) }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    ],
+)
+def test_a_template_cannot_take_all_the_time_or_memory(source: str) -> None:
+    tracemalloc.start()
+    began_s = time.monotonic()
+    try:
+        with pytest.raises(ValueError, match="chat template"):
+            ChatTemplate(source).render([{"role": "user", "content": "x"}])
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began_s < 30
+
+
+def test_limits_do_not_change_what_loops_and_concatenations_mean() -> None:
+    source = (
+        "{% for m in messages %}{{ loop.index ~ '/' ~ loop.length }}{{ ',' if not loop.last }}"
+        "{% if loop.index == 2 %}{% break %}{% endif %}"
+        "{% else %}none{% endfor %};{% for k, v in {'a': 1, 'b': 2}.items() if v > 1 %}{{ k ~ v }}{% endfor %};"
+        "{% for x in missing %}{% else %}empty{% endfor %};{{ 1 ~ none ~ 2.5 }}"
+    )
+    messages = [{"role": "user", "content": "x"}] * 3
+    assert ChatTemplate(source).render(messages) == "1/3,2/3,;b2;empty;1None2.5"

@@ -1,29 +1,20 @@
 """``ChatTemplate``: messages to prompt, by the Jinja template that a checkpoint carries.
 
-Templates are programs from strangers, so they run in Jinja's immutable sandbox and see only plain data: strings, numbers,
-lists and dictionaries. The environment is the one that templates are written for (Hugging Face transformers,
-``utils/chat_template_utils.py``): trimmed blocks, ``break`` and ``continue``, ``raise_exception``, ``strftime_now``, a ``tojson``
-that escapes nothing, and the ``generation`` tag.
+Templates are programs from strangers, so they run in a sandbox with limits (``template_sandbox``) and see only plain data:
+strings, numbers, lists and dictionaries.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from octavo.text.hf_tokenizer import is_hf_directory, read_json, token_text
+from octavo.text.template_sandbox import Sandbox
 
 if TYPE_CHECKING:
     from octavo.weights.tensor import Checkpoint
@@ -32,76 +23,6 @@ _MAX_TEMPLATE_BYTES = 4 << 20
 
 Message = Mapping[str, Any]
 """``{"role": str, "content": str | [{"type": "text", "text": str}, …] | None, …}``: OpenAI's chat message."""
-
-
-class _Generation(Extension):
-    """``{% generation %}…{% endgeneration %}`` marks the assistant's words for training; here it is only its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-class _Dict:
-    """``dict`` without the class behind it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _Namespace(Namespace):
-    """Jinja's ``namespace``, whose assignments the sandbox does not watch: names beginning with ``_`` are refused."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # ``namespace(self=1)`` is allowed, hence no named argument
-        self, *rest = args
-        values = dict(*rest, **kwargs)
-        for name in values:
-            _refuse_private(name)
-        Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: object) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace cannot hold {name!r}: names that begin with an underscore are refused")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"], autoescape=False
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.globals["dict"] = _Dict()
-    environment.globals["namespace"] = _Namespace
-    return environment
 
 
 class ChatTemplate:
@@ -131,7 +52,7 @@ class ChatTemplate:
     @staticmethod
     def _compiled(source: str) -> jinja2.Template:
         try:
-            return _environment().from_string(source)
+            return Sandbox().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the chat template is invalid at line {error.lineno}: {error.message}") from error
         except (RecursionError, MemoryError, OverflowError) as error:  # the compiler's answer to absurd nesting
@@ -147,7 +68,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt. Content given as text parts is joined by newlines; ``kwargs`` are further variables of the template.
 
-        Raises ``ValueError`` when a message is malformed (saying which and why) or the template refuses the messages.
+        Raises ``ValueError`` when a message is malformed (saying which and why), the template refuses the messages, or it takes more
+        time or memory than a template may.
         """
         variables: dict[str, Any] = self._special_tokens | {
             "bos_token": self.bos_token or "",
@@ -161,7 +83,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return (self._tool_template if tools else self._template).render(variables)
+            return Sandbox.render(self._tool_template if tools else self._template, variables)
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error.message or type(error).__name__}") from error
         except Exception as error:  # a template can divide by zero, recurse, add None to a string, …
