@@ -11,6 +11,9 @@
 namespace octavo {
 namespace {
 
+constexpr std::int64_t kMaxColumns = std::int64_t{1} << 31;
+constexpr std::int64_t kMaxInputs = std::int64_t{1} << 27;
+
 template <class T>
 T read(const std::uint8_t* p) {
   T value;
@@ -207,6 +210,10 @@ std::size_t source_row_bytes(SourceType source, std::int64_t k) {
 std::size_t packed_bytes(WeightFormat format, std::int64_t n, std::int64_t k) {
   if (n < 1) refuse("n = " + std::to_string(n) + ": a packed matrix has at least one output column");
   if (k < 1) refuse("k = " + std::to_string(k) + ": a packed matrix has at least one input");
+  if (n > kMaxColumns || k > kMaxInputs) {
+    refuse(std::to_string(n) + " x " + std::to_string(k) + ": a packed matrix has at most " +
+           std::to_string(kMaxColumns) + " output columns of " + std::to_string(kMaxInputs) + " inputs");
+  }
   if (k % k_unit(format) != 0) {
     refuse("k = " + std::to_string(k) + ": " + name(format) + " needs a multiple of " + std::to_string(k_unit(format)));
   }

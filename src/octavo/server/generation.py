@@ -66,6 +66,7 @@ class Service:
         self.created = int(time.time())
         tokenizer = llm.tokenizer
         self.thinking = find_thinking(llm.chat_template, tokenizer)
+        self._bounded = tokenizer.keeps_every_byte
         self._longest_token_bytes = max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
         self._closing: asyncio.Future[None] | None = None
 
@@ -104,7 +105,7 @@ class Service:
         prompt may be cut: what it costs to serve a request must not depend on what is thrown away."""
         limit = self.llm.max_model_len
         for text in texts:
-            if len(text) > limit * self._longest_token_bytes:
+            if self._bounded and len(text) > limit * self._longest_token_bytes:
                 raise context_too_long(-(-len(text) // self._longest_token_bytes), None, limit, param, at_least=True)
         return await self.llm.encode(texts, add_special_tokens=add_special_tokens)
 

@@ -62,7 +62,7 @@ def describe_tokenizer(service: Service) -> dict[str, Any]:
         named[f"{name}_token_id"] = token_id
     return {
         "model": llm.model_name,
-        "tokenizer_class": type(tokenizer._library.model).__name__,
+        "tokenizer_class": tokenizer.model_type,
         "vocab_size": tokenizer.vocab_size,
         "max_model_len": llm.max_model_len,
         **named,

@@ -53,6 +53,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self._tokens)
 
+    @property
+    def model_type(self) -> str:
+        """``BPE``, ``Unigram`` or ``WordPiece``."""
+        return type(self._library.model).__name__
+
+    @property
+    def keeps_every_byte(self) -> bool:
+        """Whether tokens stand for all of a text, so that it has at least as many as its bytes fill of the longest ones.
+
+        Normalizers merge spaces, and whole unknown words can become one token: then there is no such bound.
+        """
+        return self.model_type == "BPE" and self._library.normalizer is None
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``, in which control tokens may be spelled out (``<|im_end|>``).
 
