@@ -139,7 +139,8 @@ def test_failures_of_a_url_keep_nothing(site: Site, cache: Path, change: dict[st
     assert list_models() == []
 
 
-def test_a_server_that_is_not_there(cache: Path) -> None:
+def test_a_server_that_is_not_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.weights.http.RETRY_S", 0.01)
     with serving(Site({})) as site:
         pass
     with pytest.raises(PullError, match=r"could not be downloaded: .*refused"):
