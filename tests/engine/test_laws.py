@@ -170,7 +170,7 @@ def test_what_fails_after_the_step_ends_its_request_alone() -> None:
     engine.tokenizer.token_bytes = token_bytes  # type: ignore[method-assign]
     params = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
     broken = set(range(VOCAB))
-    engine.add_request("broken", {"prompt_token_ids": [1, 2]}, SamplingParams(**params, logprobs=1))  # type: ignore[arg-type]
+    engine.add_request("broken", {"prompt_token_ids": [1, 2]}, SamplingParams(**params, logprobs=1, n=3))  # type: ignore[arg-type]
     engine.add_request("good", {"prompt_token_ids": [1, 2]}, SamplingParams(**params))  # type: ignore[arg-type]
     outputs = {}
     while engine.has_unfinished_requests:

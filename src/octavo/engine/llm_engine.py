@@ -171,9 +171,10 @@ class LLMEngine:
         if sequence.request.metrics.first_token_s is None:
             sequence.request.metrics.first_token_s = now_s
             self.metrics.time_to_first_token.observe(now_s - sequence.request.metrics.arrival_s)
-        branches = [sequence] + [self.scheduler.fork(sequence, token.branch) for token in tokens[1:]]
-        for branch, token in zip(branches, tokens, strict=True):
-            state.sequences[token.branch] = branch
+        for token in tokens[1:]:
+            state.sequences[token.branch] = self.scheduler.fork(sequence, token.branch)
+        for token in tokens:
+            branch = state.sequences[token.branch]
             branch.append(token.token_id)
             if (last_s := self._last_token_s.get(branch)) is not None:
                 self.metrics.inter_token_latency.observe(now_s - last_s)
