@@ -51,7 +51,7 @@ from octavo.weights.tensor import ComputedTensor, Tensor
 ISA_VARIABLE = "OCTAVO_ISA"
 """Environment variable that chooses an ISA family other than the machine's best (to reproduce another machine's bits)."""
 
-RELEASE_FROM_BYTES = 1 << 30
+RELEASE_FROM_BYTES = 256 << 20
 """Models whose pages in the file's map are given back while they are packed; smaller ones stay in the system's page cache."""
 
 _STEP_DTYPES = (
