@@ -19,7 +19,7 @@ from octavo.config import DEFAULT_MODEL, EngineConfig
 from octavo.decoding import RequestOutputKind, SamplingParams
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
-from octavo.text import ChatTemplate, Tokenizer
+from octavo.text import ChatTemplate, Tokenizer, template_variables
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "…"}``."""
@@ -93,8 +93,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers one conversation, or each of several, through the model's chat template."""
         conversations: list[Any] = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        variables = template_variables(chat_template_kwargs or {})
         prompts: list[Prompt] = [
-            self.engine.chat_prompt(c, add_generation_prompt=add_generation_prompt, **(chat_template_kwargs or {})) for c in conversations
+            self.engine.chat_prompt(c, add_generation_prompt=add_generation_prompt, **variables) for c in conversations
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 

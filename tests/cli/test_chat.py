@@ -187,6 +187,27 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_variables_for_the_template(tmp_path: Path) -> None:
+    for path in Path(TINY).iterdir():
+        if path.name != "chat_template.jinja":
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('tone is ' ~ tone ~ ', not ' ~ 3) }}")
+    done = octavo("chat", str(tmp_path), "--chat-template-kwargs", '{"tone": "warm"}', input="Hello\n")
+    assert done.returncode == 2
+    assert "tone is warm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [("{", "no JSON"), ("3", "must be an object"), ('{"messages": []}', "messages"), ('{"a b": 1}', "a b")]
+)
+def test_variables_that_are_none(given: str, says: str) -> None:
+    """Refused before a model is looked for."""
+    done = octavo("chat", "no-such-model", "--chat-template-kwargs", given, input="Hello\n")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("colours", [True, False])
 def test_thinking_is_apart_from_the_answer(colours: bool, tmp_path: Path) -> None:
     """The template opens the thinking and the model never ends it: everything it says is thinking."""

@@ -20,6 +20,7 @@ from octavo.cli.chat.session import Session
 from octavo.cli.chat.slash import COMMANDS, Leave, run_line
 from octavo.decoding import SamplingParams
 from octavo.llm import LLM
+from octavo.text import ChatTemplate
 
 TINY = str(Path(__file__).parents[1] / "weights" / "data" / "tiny_llama")
 
@@ -183,6 +184,36 @@ def test_params(session: Session) -> None:
         assert session.params == p
     run_line(session, "/params stop=none")
     assert session.params.stop_strings == ()
+
+
+TEMPLATE_KWARGS_PROBE = "{{ messages[-1].content }}{% if enable_thinking is defined %}[{{ enable_thinking }}]{% endif %}"
+
+
+def test_variables_for_the_template(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start and by command; what is shown can be typed in again; the prompt is the template's with them."""
+    monkeypatch.setattr(llm.engine, "model", replace(llm.engine.model, chat_template=ChatTemplate(TEMPLATE_KWARGS_PROBE)))
+
+    def prompt() -> str:
+        return llm.tokenizer.decode(session._prompt([{"role": "user", "content": "hi"}])["prompt_token_ids"])
+
+    session = Session(llm, PARAMS, Recorder(), stats=False)
+    run_line(session, "/template")
+    assert (prompt(), screen(session).notes) == ("hi", ["[the template has no variables of yours]"])
+    session = Session(llm, PARAMS, Recorder(), stats=False, template_kwargs={"enable_thinking": False})
+    assert prompt() == "hi[False]"
+    run_line(session, """/template enable_thinking=true tone='"very warm"' depth=3 name=Ann""")
+    assert session.template_kwargs == {"enable_thinking": True, "tone": "very warm", "depth": 3, "name": "Ann"}
+    assert prompt() == "hi[True]"
+    shown = screen(session).notes[-1].strip("[]")
+    other = Session(llm, PARAMS, Recorder(), stats=False)
+    run_line(other, f"/template {shown}")
+    assert other.template_kwargs == session.template_kwargs
+    for wrong in ("messages=[]", "enable_thinking", "a-b=1", "add_generation_prompt=false", "='x'"):
+        with pytest.raises(ValueError, match=r"/template|chat_template_kwargs"):
+            run_line(other, f"/template {wrong}")
+    assert other.template_kwargs == session.template_kwargs
+    with pytest.raises(ValueError, match=r"chat_template_kwargs\.tools"):
+        Session(llm, PARAMS, Recorder(), template_kwargs={"tools": []})
 
 
 def test_other_commands(session: Session, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from octavo.server.run import default_max_connections
 
 from .process import ServerProcess, running_server
 
@@ -328,7 +331,7 @@ def test_bodies_that_would_stop_the_streams(server: ServerProcess, path: str, bo
 
 @pytest.fixture(scope="module")
 def impatient(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    prelude = "import octavo.server.body as body, octavo.server.http as http\nbody.SILENCE_S = http.HEAD_S = 0.7"
+    prelude = "import octavo.server.body as body, octavo.server.http as http\nbody.SILENCE_S = http.HEAD_S = 0.7\nbody.BODY_S = 3.0"
     with running_server(tmp_path_factory.mktemp("impatient") / "log", prelude=prelude) as server:
         yield server
         assert "Traceback" not in server.log, server.log
@@ -351,6 +354,27 @@ def test_a_body_that_is_slow_but_comes(impatient: ServerProcess) -> None:
         assert statuses(until_closed(connection)) == [200]
 
 
+def test_a_body_that_drips_for_ever(impatient: ServerProcess) -> None:
+    """It is never silent for long, but there is a limit to its time in all."""
+    drops = (b" " for _ in range(100))
+    with connect(impatient) as connection:
+        began_s = time.monotonic()
+        connection.sendall(head("Content-Type: application/json", "Content-Length: 5000"))
+        connection.settimeout(0.2)
+        answer = b""
+        for drop in drops:
+            connection.sendall(drop)
+            try:
+                answer = connection.recv(65536)
+                break
+            except TimeoutError:
+                continue
+        assert 2.5 < time.monotonic() - began_s < 10
+        error = error_of(answer, 408)
+        assert error["code"] == "request_timeout"
+        assert "within 3 s" in error["message"]
+
+
 def test_a_head_that_stops(impatient: ServerProcess) -> None:
     assert error_of(exchange(impatient, b"POST /v1/compl"), 408)["code"] == "request_timeout"
     assert exchange(impatient, b"") == b""
@@ -363,3 +387,40 @@ def test_an_idle_connection_is_kept(impatient: ServerProcess) -> None:
         assert client.get(f"{impatient.url}/health").status_code == 200
         time.sleep(1.5)
         assert client.get(f"{impatient.url}/health").status_code == 200
+
+
+# -- what is too much ---------------------------------------------------------------------------------------------------
+
+
+def test_too_many_connections(smollm2_path: Path, tmp_path: Path) -> None:
+    """Those that are there are served, the next ones told why not, a flood closed; whoever leaves makes room."""
+    health = head(path="/health", method="GET")
+    with running_server(tmp_path / "log", "--max-connections", "4") as server:
+        server.http.close()
+        held = [connect(server) for _ in range(4)]
+        for connection in held:
+            connection.sendall(health)
+            assert statuses(one_answer(connection)) == [200]
+        for data in (health, request()):
+            answer = exchange(server, data)
+            assert statuses(answer) == [503]
+            assert b"retry-after: 1\r\n" in answer.lower()
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
+        surplus = [connect(server) for _ in range(32)]
+        assert exchange(server, health) == b""
+        for connection in held:
+            connection.sendall(request())
+            assert statuses(one_answer(connection)) == [200]
+        for connection in (*surplus, *held[1:]):
+            connection.close()
+        held[0].sendall(health)
+        assert statuses(one_answer(held[0])) == [200]
+        assert statuses(exchange(server, request(BODY, "Connection: close"))) == [200]
+        held[0].close()
+        assert "Traceback" not in server.log, server.log
+
+
+def test_the_limit_of_connections_leaves_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, most in ((1024, 896), (100, 1), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert default_max_connections() == most

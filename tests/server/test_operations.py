@@ -126,6 +126,16 @@ def test_log_lines(server: ServerProcess) -> None:
     assert r"GET /nothing\nhere 404" in line
 
 
+def test_the_logged_time_to_the_first_token_is_the_engines(server: ServerProcess) -> None:
+    """Also for answers that are not streamed, whose tokens all arrive at the end."""
+    for prompt in ("One", ["One, two", "Three, four, five"]):
+        body = {"prompt": prompt, "max_tokens": 150, "ignore_eos": True}
+        httpx.post(f"{server.url}/v1/completions", json=body, headers={"X-Request-Id": f"first-{len(prompt)}"}, timeout=60)
+        found = re.search(r" in (\d+) ms: .* ttft (\d+) ms", log_line(server, f"first-{len(prompt)}"))
+        assert found is not None
+        assert 0 < int(found[2]) < int(found[1]) / 3
+
+
 def test_one_connection_serves_many_requests(server: ServerProcess) -> None:
     """Streams, refusals and plain answers in turn on one kept-alive connection."""
     with httpx.Client(base_url=server.url, limits=httpx.Limits(max_connections=1), timeout=60) as connection:

@@ -17,8 +17,7 @@ from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.server.chat import ChatAnswer
 from octavo.server.generation import Account
 from octavo.server.protocol import ChatCompletionRequest
-from octavo.server.thinking import AnswerSplitter, Thinking, find_thinking
-from octavo.text import ChatTemplate, ReasoningTags, load_tokenizer, split_reasoning
+from octavo.text import AnswerSplitter, ChatTemplate, ReasoningTags, Thinking, find_thinking, load_tokenizer, split_reasoning
 from octavo.text.reasoning import REASONING_TAGS
 from octavo.weights import Checkpoint
 

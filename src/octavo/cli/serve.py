@@ -27,6 +27,12 @@ def serve(
         list[str] | None,
         typer.Option("--cors-origin", metavar="URL", help="A web page's origin that may call the API; may be given several times."),
     ] = None,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-connections", metavar="N", min=1, help="Most connections at once; others are answered 503.", show_default="by open files"
+        ),
+    ] = None,
 ) -> None:
     """Serve a model over the OpenAI API.
 
@@ -67,7 +73,14 @@ def serve(
                 print(banner(about, url, chat=chat, api_key=bool(api_key)), flush=True)
 
             run_server(
-                AsyncLLM.from_engine(loaded), host, port, sock=sock, api_key=api_key, cors_origins=cors_origin or (), on_ready=announce
+                AsyncLLM.from_engine(loaded),
+                host,
+                port,
+                sock=sock,
+                api_key=api_key,
+                cors_origins=cors_origin or (),
+                max_connections=max_connections,
+                on_ready=announce,
             )
     except ServeError as error:
         raise Refused(str(error)) from error

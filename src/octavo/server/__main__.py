@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--api-key", help="ask for it below /v1")
     parser.add_argument("--cors-origin", action="append", default=[], help="a web origin that may call the server; may be repeated")
     parser.add_argument("--max-body-bytes", type=int, default=MAX_BODY_BYTES)
+    parser.add_argument("--max-connections", type=int, help="by default as many as the process may open files for")
     parser.add_argument("--grace-s", type=float, default=5.0, help="time running requests have after a signal")
     for config_field in fields(EngineConfig):
         parser.add_argument("--" + config_field.name.replace("_", "-"), default=argparse.SUPPRESS, type=_flag_value)
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             api_key=arguments["api_key"],
             cors_origins=arguments["cors_origin"],
             max_body_bytes=arguments["max_body_bytes"],
+            max_connections=arguments["max_connections"],
             grace_s=arguments["grace_s"],
         )
     except (ServeError, ValueError, OSError) as error:

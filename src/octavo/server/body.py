@@ -16,6 +16,9 @@ from octavo.server.sse import STATUS_CLIENT_LEFT
 SILENCE_S = 30.0
 """How long a body may pause; a ``Content-Length`` that promises more than is sent ends here."""
 
+BODY_S = 300.0
+"""How long a body may take in all, however steadily it drips."""
+
 MAX_VALUES = 1 << 20
 MAX_FIELDS = 100_000
 """Values (token ids, above all) and fields in one body, counted before it is parsed by its commas and brackets, and its colons; those in
@@ -47,19 +50,22 @@ async def read_raw(request: Request, max_bytes: int) -> bytes:
     too_large = declared.isdecimal() and int(declared) > max_bytes
     if not too_large:
         now_s = asyncio.get_running_loop().time
+        deadline_s = now_s() + BODY_S
         try:
-            async with asyncio.timeout(SILENCE_S) as silence:
+            async with asyncio.timeout(min(SILENCE_S, BODY_S)) as silence:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > max_bytes:
                         too_large = True
                         break
-                    silence.reschedule(now_s() + SILENCE_S)
+                    silence.reschedule(min(now_s() + SILENCE_S, deadline_s))
         except ClientDisconnect:
             raise APIError(STATUS_CLIENT_LEFT, "the client left before it had sent its body") from None
         except TimeoutError:
             promised = f" of the {declared} that Content-Length promised" if declared else ""
-            message = f"nothing came for {SILENCE_S:.0f} s after {len(body)} bytes{promised} of the body"
+            came = f"{len(body)} bytes{promised} of the body"
+            late = now_s() >= deadline_s
+            message = f"only {came} came within {BODY_S:.0f} s" if late else f"nothing came for {SILENCE_S:.0f} s after {came}"
             raise APIError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
     if too_large:
         raise APIError(413, f"the body is larger than {max_bytes} bytes", code="body_too_large", headers={"Connection": "close"})

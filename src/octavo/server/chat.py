@@ -18,7 +18,7 @@ from octavo.server.generation import Account, Service, new_id
 from octavo.server.logprobs import chat_logprobs
 from octavo.server.protocol import ChatCompletionRequest, Conversation, TextPart
 from octavo.server.sse import DONE, EventStream
-from octavo.server.thinking import AnswerSplitter
+from octavo.text import AnswerSplitter
 
 ID_PREFIX = "chatcmpl"
 

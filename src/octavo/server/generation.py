@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from octavo.decoding.params import SamplingParams
+from octavo.decoding.params import RequestOutputKind, SamplingParams
 from octavo.engine.async_llm import AsyncLLM
 from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.server.errors import APIError, context_too_long, from_engine, invalid, shown
-from octavo.server.thinking import find_thinking
+from octavo.text import find_thinking
 
 
 @dataclass(slots=True)
@@ -135,6 +135,7 @@ class Service:
         """Run every prompt; closing this ends them all. Raises ``APIError``; what the engine refuses, before the first output."""
         cached = [0] * len(prompts)
         begun = False
+        whole = params.output_kind is RequestOutputKind.FINAL_ONLY  # outputs come in the order of their ends, not of their first tokens
         try:
             async with aclosing(self._merged(prompts, params, request_id)) as batches:
                 async for batch in batches:
@@ -150,8 +151,9 @@ class Service:
                                 raise _failure(output, branch)
                         if output.error is not None:
                             raise APIError(500, f"the request failed: {output.error}", code="request_failed")
-                    if account.first_token_s is None and account.output_tokens:
-                        account.first_token_s = batch[0][1].metrics.first_token_s or account.last_token_s
+                    if account.first_token_s is None or whole:
+                        moments = (account.first_token_s, *(output.metrics.first_token_s for _, output in batch))
+                        account.first_token_s = min((moment for moment in moments if moment is not None), default=None)
                     account.cached_tokens = sum(cached)
                     yield batch
         except ValueError as error:

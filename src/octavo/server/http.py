@@ -1,7 +1,8 @@
 """``Protocol``: uvicorn's HTTP/1.1 over llhttp, with limits on what comes before a body, and errors in the API's words there, too.
 
 What is no HTTP at all never reaches the application. Here it is answered like every other bad request; a head may have only so many
-bytes and so much time; and nonsense behind a good request (a body longer than its ``Content-Length``) does not spoil that one's answer.
+bytes and so much time; there may be only so many connections at once (uvicorn's ``limit_concurrency``); and nonsense behind a good
+request (a body longer than its ``Content-Length``) does not spoil that one's answer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ MAX_HEAD_BYTES = 64 << 10
 HEAD_S = 30.0
 """Time for a head that has begun, and for the first one of a connection."""
 
+SPARE_CONNECTIONS = 32
+"""So many beyond the limit are told why they are not served; more are closed without a word."""
+
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -39,9 +43,18 @@ class Protocol(HttpToolsProtocol):
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
         self._deaf = False
+        self._max_connections, self.limit_concurrency = self.limit_concurrency, None  # what uvicorn would answer is no JSON
+        self._surplus = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._max_connections is not None:
+            surplus = len(self.connections) - self._max_connections
+            self._surplus = surplus > 0
+            if surplus > SPARE_CONNECTIONS:
+                self._deaf = True
+                transport.abort()
+                return
         self._head_timer = self.loop.call_later(HEAD_S, self._on_slow_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -50,6 +63,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deaf or self.transport.is_closing():
+            return
+        if self._surplus:
+            self._refuse(_too_many_connections(self._max_connections))
             return
         if (self.cycle is None or not self.cycle.more_body) and _UPGRADE.search(data, 0, MAX_HEAD_BYTES):
             data = _without_upgrade(data)
@@ -114,8 +130,9 @@ class Protocol(HttpToolsProtocol):
             return
         logger.info("refused before it was a request: %s", error.message.encode("unicode_escape").decode("ascii"))
         body = error.body()
-        head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.transport.write(head + body)
+        head = STATUS_LINE[error.status] + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n" % len(body)
+        head += b"".join(f"{name}: {value}\r\n".encode("ascii") for name, value in error.headers.items())
+        self.transport.write(head + b"\r\n" + body)
         self.transport.close()
 
     def _on_slow_head(self) -> None:
@@ -140,6 +157,11 @@ def _without_upgrade(data: bytes) -> bytes:
     if end < 0:
         end = len(data)
     return _UPGRADE.sub(b"\r\nx-declined:", data[:end]) + data[end:]
+
+
+def _too_many_connections(most: int | None) -> APIError:
+    message = f"the server has {most} connections, as many as it takes; try again later"
+    return APIError(503, message, code="too_many_connections", headers={"Retry-After": "1"})
 
 
 def _head_too_large() -> APIError:

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from octavo.decoding.params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, RequestOutputKind, SamplingParams
 from octavo.server.errors import invalid, unsupported
+from octavo.text.chat_template import RESERVED_VARIABLES
 
 MAX_PROMPTS = 2048
 """Prompts in one completion request, as in the OpenAI API."""
@@ -320,7 +321,7 @@ class Conversation(Strict):
                     "continue_final_message", True, f"the last message must be the assistant's, not the {self.messages[-1].role}'s"
                 )
         for name in self.chat_template_kwargs or {}:
-            if name in ("messages", "tools", "add_generation_prompt") or not name.isidentifier():
+            if name in RESERVED_VARIABLES or not name.isidentifier():
                 raise invalid(f"chat_template_kwargs.{name}", "…", "is not a variable the template can be given this way")
 
 

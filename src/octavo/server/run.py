@@ -28,6 +28,9 @@ DEFAULT_PORT = 8000
 BACKLOG = 2048
 KEEP_ALIVE_CONNECTION_S = 75
 """Idle connections are kept this long; clients' pools give up earlier, so that none sends into a closing connection."""
+MAX_CONNECTIONS = 4096
+SPARE_FILES = 128
+"""Of the files that the process may open, what is left for everything but connections."""
 LAST_WORDS_S = 3.0
 """After the grace: time for ended streams to say so."""
 
@@ -60,6 +63,16 @@ def _refused(host: str, port: int, error: OSError) -> ServeError:
     if error.errno == errno.EACCES:
         return ServeError(f"port {port} on {host} needs privileges this process lacks: choose one above 1023 with --port")
     return ServeError(f"cannot listen on {host}:{port}: {error.strerror}")
+
+
+def default_max_connections() -> int:
+    """``MAX_CONNECTIONS``, or as many as the process may open files for if that is less."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - SPARE_FILES))
 
 
 class _Server(uvicorn.Server):
@@ -103,12 +116,14 @@ def serve(
     api_key: str | None = None,
     cors_origins: Sequence[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_connections: int | None = None,
     grace_s: float = 5.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve ``llm`` until SIGINT or SIGTERM, then shut it down. Blocks; to be called in the main thread.
 
     ``sock`` is a socket from ``bind`` (made before the model was loaded); without it, ``host`` and ``port`` are bound now.
+    ``max_connections``: clients beyond that are answered 503; ``None`` goes by the limit of open files.
     ``on_ready`` is called with the server's base URL once it answers. Raises ``ServeError`` when it cannot listen.
     """
     try:
@@ -130,6 +145,7 @@ def serve(
             server_header=False,
             lifespan="on",
             backlog=BACKLOG,
+            limit_concurrency=default_max_connections() if max_connections is None else max_connections,
             timeout_keep_alive=KEEP_ALIVE_CONNECTION_S,
             timeout_graceful_shutdown=int(grace_s + LAST_WORDS_S),
         )

@@ -25,6 +25,18 @@ Message = Mapping[str, Any]
 """``{"role": str, "content": str | [{"type": "text", "text": str}, …] | None, …}``: OpenAI's chat message."""
 
 
+RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt"})
+"""What makes the prompt itself; callers give any other variable (``chat_template_kwargs``)."""
+
+
+def template_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a caller's ``variables``. Raises ``ValueError`` naming the first that cannot be given."""
+    for name in variables:
+        if name in RESERVED_VARIABLES or not name.isidentifier():
+            raise ValueError(f"chat_template_kwargs.{name} is invalid: it is not a variable that the template can be given this way")
+    return dict(variables)
+
+
 class ChatTemplate:
     """A compiled template. Immutable and safe to use from several threads.
 

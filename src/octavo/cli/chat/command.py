@@ -25,6 +25,12 @@ def chat(
         bool | None, typer.Option("--stats/--no-stats", help="After each answer, say how fast it was.", show_default="in a terminal")
     ] = None,
     thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Show what a reasoning model thinks.")] = True,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template-kwargs", metavar="JSON", help="More variables for the chat template, as a JSON object.", show_default="none"
+        ),
+    ] = None,
 ) -> None:
     """Talk with a model here, in the terminal.
 
@@ -33,6 +39,7 @@ def chat(
       octavo chat                                   the default model; /help lists what else you can do
       octavo chat --system "Answer in one sentence." --temperature 0.3
       octavo chat model.gguf --max-tokens 256 --seed 7
+      octavo chat model.gguf --chat-template-kwargs '{"enable_thinking": false}'
       printf 'What is 2 + 2?\\nAnd twice that?\\n' | octavo chat --temperature 0
 
     \b
@@ -42,6 +49,7 @@ def chat(
     from octavo.cli.progress import fetch, working
     from octavo.decoding.params import SamplingParams
 
+    template_kwargs = None if chat_template_kwargs is None else template_object(chat_template_kwargs)
     EngineConfig(model=model, **engine)  # a setting that is invalid is refused before a model is fetched
     params = SamplingParams(**{**sampling, "stop": sampling["stop"] or None})
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
@@ -54,11 +62,27 @@ def chat(
         llm = LLM(model, **engine, max_num_seqs=1)
     with llm:
         screen = TerminalScreen(thinking=thinking) if interactive else PipeScreen()
-        session = Session(llm, params, screen, system=system, stats=interactive if stats is None else stats)
+        shows_stats = interactive if stats is None else stats
+        session = Session(llm, params, screen, system=system, stats=shows_stats, template_kwargs=template_kwargs)
         if interactive:
             talk(session)
         else:
             answer_lines(session)
+
+
+def template_object(text: str) -> dict[str, Any]:
+    """The JSON object that ``text`` spells. Raises ``ValueError``."""
+    import json
+
+    from octavo.text import template_variables
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--chat-template-kwargs {text!r:.60} is invalid: it is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f'--chat-template-kwargs {text!r:.60} is invalid: must be an object, such as {{"enable_thinking": false}}')
+    return template_variables(value)
 
 
 def answer_lines(session: Session) -> None:

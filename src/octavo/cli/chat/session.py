@@ -7,7 +7,7 @@ new in it. An answer is stopped between two steps of the engine, so its blocks a
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,10 @@ from octavo.cli.answer import Answer
 from octavo.cli.chat.conversation import Conversation, Message, Turn
 from octavo.cli.chat.screen import Screen
 from octavo.decoding import RequestOutputKind, SamplingParams
-from octavo.server.thinking import AnswerSplitter, find_thinking
+from octavo.text import AnswerSplitter, find_thinking, template_variables
 
 if TYPE_CHECKING:
-    from octavo.engine.llm_engine import Prompt
+    from octavo.engine.llm_engine import Prompt, TokensPrompt
     from octavo.engine.outputs import RequestOutput
     from octavo.llm import LLM
 
@@ -50,7 +50,17 @@ class Totals:
 class Session:
     """Raises ``ValueError`` for a model without a chat template."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, screen: Screen, *, system: str | None = None, stats: bool = True) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        screen: Screen,
+        *,
+        system: str | None = None,
+        stats: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``template_kwargs``: more variables for the chat template."""
         if llm.chat_template is None:
             name = llm.engine.model.name
             raise ValueError(f"model {name!r} has no chat template, so it cannot chat: let it continue a text with octavo generate --raw")
@@ -59,6 +69,7 @@ class Session:
         self.conversation = Conversation(system)
         self.totals = Totals()
         self.stats = stats
+        self.template_kwargs = template_variables(template_kwargs or {})
         self.interrupted = False
         """Whether the last answer was."""
         self._thinking = find_thinking(llm.chat_template, llm.tokenizer)
@@ -74,7 +85,10 @@ class Session:
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of ``messages`` as a prompt."""
-        return len(self.llm.engine.chat_prompt(messages)["prompt_token_ids"])
+        return len(self._prompt(messages)["prompt_token_ids"])
+
+    def _prompt(self, messages: Sequence[Message]) -> TokensPrompt:
+        return self.llm.engine.chat_prompt(messages, **self.template_kwargs)
 
     def ask(self, question: str) -> None:
         """Adds a turn and streams its answer. What the model has said by an interrupt is kept; a question without any answer is not.
@@ -95,7 +109,7 @@ class Session:
         if dropped := self.conversation.fit(self.count, limit, reserve):
             turns = "turn no longer fits" if dropped == 1 else f"{dropped} turns no longer fit"
             self.screen.note(f"[the oldest {turns} the context of {limit:,} tokens; the model does not see what was said there]")
-        prompt = self.llm.engine.chat_prompt(self.conversation.shown())
+        prompt = self._prompt(self.conversation.shown())
         splitter = self._splitter(prompt["prompt_token_ids"])
         answer = Answer()
         thoughts, words = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from octavo.cli.chat.conversation import Conversation
 from octavo.cli.chat.session import Session
+from octavo.text import template_variables
 
 PARAMS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "seed", "stop", "ignore_eos")
 """Fields of ``SamplingParams`` that may be changed in a conversation."""
@@ -102,6 +104,21 @@ def _spelled(value: Any) -> str:
     return shlex.quote(" ".join(value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def template(session: Session, text: str) -> None:
+    changes: dict[str, Any] = {}
+    for word in shlex.split(text):
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"/template {word}: write NAME=VALUE, such as enable_thinking=false")
+        try:
+            changes[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            changes[name] = value  # a string without its quotes
+    session.template_kwargs = {**session.template_kwargs, **template_variables(changes)}
+    now = " ".join(f"{name}={shlex.quote(json.dumps(value))}" for name, value in session.template_kwargs.items())
+    session.screen.note(f"[{now}]" if now else "[the template has no variables of yours]")
+
+
 def save(session: Session, text: str) -> None:
     path = _path(text, "/save")
     session.conversation.save(path, session.llm.engine.model.name)
@@ -149,6 +166,7 @@ COMMANDS: Mapping[str, Slash] = {
     "/undo": Slash("/undo", "take back the last question and its answer", undo),
     "/retry": Slash("/retry", "ask the last question again", retry),
     "/params": Slash("/params [NAME=VALUE …]", "change how answers are chosen (temperature=0.7 seed=1 …), or show it", params),
+    "/template": Slash("/template [NAME=VALUE …]", "give the chat template a variable (enable_thinking=false …), or show them", template),
     "/save": Slash("/save FILE", "write the conversation to a file, as JSON", save),
     "/load": Slash("/load FILE", "go on with a conversation from a file", load),
     "/stats": Slash("/stats", "tokens, speed and cache of this session", stats),

@@ -1,4 +1,4 @@
-"""Thinking and answer of the served model: ``find_thinking`` says once how it marks them, an ``AnswerSplitter`` takes one branch apart.
+"""Thinking and answer of a model: ``find_thinking`` says once how it marks them, an ``AnswerSplitter`` takes one branch apart.
 
 Some models spell their tags in control tokens, which are left out of a text. Those are asked for then, and hidden again here once
 the tags have done their work.
@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from octavo.text import ChatTemplate, ReasoningSplitter, ReasoningTags, Tokenizer, opens_reasoning, reasoning_tags
-from octavo.text.reasoning import REASONING_TAGS
+from octavo.text.chat_template import ChatTemplate
+from octavo.text.reasoning import REASONING_TAGS, ReasoningSplitter, ReasoningTags, opens_reasoning, reasoning_tags
+from octavo.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
