@@ -17,15 +17,16 @@ from typing import Any
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
 from octavo.decoding import RequestOutputKind, SamplingParams
+from octavo.engine.handle import EngineHandle
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
-from octavo.text import ChatTemplate, Tokenizer, template_variables
+from octavo.text import template_variables
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "…"}``."""
 
 
-class LLM:
+class LLM(EngineHandle):
     """``kwargs`` are the fields of ``EngineConfig``. Raises ``ValueError`` for a model or a setting that cannot work."""
 
     def __init__(self, model: str = DEFAULT_MODEL, *, on_progress: Callable[[int, int], None] | None = None, **kwargs: Any) -> None:
@@ -33,23 +34,6 @@ class LLM:
         self._counter = itertools.count()
         self._inboxes: dict[str, deque[RequestOutput]] = {}
         """Outputs that have not been read yet, for each request under way: whoever steps the engine moves all of them on."""
-
-    @property
-    def config(self) -> EngineConfig:
-        return self.engine.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.engine.tokenizer
-
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        return self.engine.model.chat_template
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens, prompt and output together."""
-        return self.engine.max_model_len
 
     def generate(
         self,

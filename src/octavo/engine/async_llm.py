@@ -20,9 +20,9 @@ from prometheus_client import CollectorRegistry
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
 from octavo.decoding import RequestOutputKind, SamplingParams
+from octavo.engine.handle import EngineHandle
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
-from octavo.text import ChatTemplate, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class _Stream:
         return self._items.popleft()
 
 
-class AsyncLLM:
+class AsyncLLM(EngineHandle):
     """``kwargs`` are the fields of ``EngineConfig``. Use it as a context manager, or call ``shutdown``."""
 
     def __init__(self, model: str = DEFAULT_MODEL, *, on_progress: Callable[[int, int], None] | None = None, **kwargs: Any) -> None:
@@ -93,23 +93,6 @@ class AsyncLLM:
         self._closed = False
         self._accepting = True
         self.start()
-
-    @property
-    def config(self) -> EngineConfig:
-        return self.engine.config
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.engine.tokenizer
-
-    @property
-    def chat_template(self) -> ChatTemplate | None:
-        return self.engine.model.chat_template
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens, prompt and output together."""
-        return self.engine.max_model_len
 
     @property
     def model_name(self) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 from starlette.responses import Response
 
 from octavo.engine.outputs import CompletionOutput, RequestOutput
+from octavo.server.chunks import ending, last_events
 from octavo.server.errors import APIError
 from octavo.server.generation import Account, Service, new_id
 from octavo.server.logprobs import chat_logprobs
 from octavo.server.protocol import ChatCompletionRequest, Conversation, TextPart
-from octavo.server.sse import DONE, EventStream
+from octavo.server.sse import EventStream
 from octavo.text import AnswerSplitter
 
 ID_PREFIX = "chatcmpl"
@@ -146,18 +147,10 @@ class ChatAnswer:
                         if not text and logprobs == "null" and not extra and branch.finish_reason is None:
                             continue
                         delta = f'{{"content": {encode_basestring_ascii(text)}}}' if text else "{}"
-                        ending = (
-                            '"finish_reason": null'
-                            if branch.finish_reason is None
-                            else f'"finish_reason": "{branch.finish_reason}", "stop_reason": {json.dumps(branch.stop_reason)}'
-                        )
-                        chunks.append(f'{head}{branch.index}, "delta": {delta}, "logprobs": {logprobs}, {ending}{extra}}}]{tail}')
+                        chunks.append(f'{head}{branch.index}, "delta": {delta}, "logprobs": {logprobs}, {ending(branch)}{extra}}}]{tail}')
                 if chunks:
                     yield "".join(chunks).encode("ascii")
-        if request.include_usage:
-            yield f"data: {json.dumps({**self._head, 'choices': [], 'usage': account.usage()})}\n\n".encode("ascii") + DONE
-        else:
-            yield DONE
+        yield last_events(request, self._head, account)
 
     def _logprobs_of(self, branch: CompletionOutput) -> dict[str, Any] | None:
         if not self._request.logprobs or branch.logprobs is None:

@@ -12,10 +12,11 @@ from typing import Any
 from starlette.responses import Response
 
 from octavo.engine.outputs import CompletionOutput, RequestOutput
+from octavo.server.chunks import ending, last_events
 from octavo.server.generation import Account, Service, new_id
 from octavo.server.logprobs import CompletionLogprobs
 from octavo.server.protocol import CompletionRequest
-from octavo.server.sse import DONE, EventStream
+from octavo.server.sse import EventStream
 
 ID_PREFIX = "cmpl"
 
@@ -106,21 +107,13 @@ class CompletionAnswer:
                             continue
                         if request.continuous_usage:
                             tail = f', "usage": {json.dumps(account.usage())}}}\n\n'
-                        ending = (
-                            '"finish_reason": null'
-                            if branch.finish_reason is None
-                            else f'"finish_reason": "{branch.finish_reason}", "stop_reason": {json.dumps(branch.stop_reason)}'
-                        )
                         chunks.append(
                             f'{head}{index}, "text": {encode_basestring_ascii(text)}, '
-                            f'"logprobs": {"null" if logprobs is None else json.dumps(logprobs)}, {ending}{extra}}}]{tail}'
+                            f'"logprobs": {"null" if logprobs is None else json.dumps(logprobs)}, {ending(branch)}{extra}}}]{tail}'
                         )
                 if chunks:
                     yield "".join(chunks).encode("ascii")
-        if request.include_usage:
-            yield f"data: {json.dumps({**self._head, 'choices': [], 'usage': account.usage()})}\n\n".encode("ascii") + DONE
-        else:
-            yield DONE
+        yield last_events(request, self._head, account)
 
     def _logprobs_of(self, number: int, branch: CompletionOutput) -> dict[str, Any] | None:
         if self._request.logprobs is None or branch.logprobs is None:

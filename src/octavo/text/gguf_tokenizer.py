@@ -193,12 +193,7 @@ def _sentencepiece_bpe(vocabulary: _Vocabulary) -> TokenizerParts:
         unknown=None if unknown is None else vocabulary.tokens[unknown],
         byte_fallback=bool(vocabulary.of_type(_BYTE)),
     )
-    library.normalizer = families.space_normalizer(
-        add_prefix=add_prefix, charsmap=_charsmap(vocabulary.metadata), merge_spaces=vocabulary.flag("remove_extra_whitespaces", False)
-    )
-    library.decoder = families.space_decoder(strip_first=int(add_prefix))
-    spelling = sentencepiece(strip_first=int(add_prefix))
-    return _finish(vocabulary, library, lambda _: spelling, _Defaults(bos=1, eos=2, unknown=0, adds_bos=True))
+    return _finish_spaced(vocabulary, library, add_prefix, _Defaults(bos=1, eos=2, unknown=0, adds_bos=True))
 
 
 def _sentencepiece_unigram(vocabulary: _Vocabulary) -> TokenizerParts:
@@ -207,12 +202,17 @@ def _sentencepiece_unigram(vocabulary: _Vocabulary) -> TokenizerParts:
         raise ValueError("tokenizer.ggml.unknown_token_id is missing: a unigram model needs it")
     add_prefix = vocabulary.flag("add_space_prefix", True)
     library = families.unigram(vocabulary.tokens, vocabulary.scores(), unknown, byte_fallback=bool(vocabulary.of_type(_BYTE)))
+    return _finish_spaced(vocabulary, library, add_prefix, _Defaults(eos=1, unknown=2, padding=0, adds_eos=True))
+
+
+def _finish_spaced(vocabulary: _Vocabulary, library: tokenizers.Tokenizer, add_prefix: bool, defaults: _Defaults) -> TokenizerParts:
+    """SentencePiece spells a space as a character of its own, and may put one in front of the text."""
     library.normalizer = families.space_normalizer(
         add_prefix=add_prefix, charsmap=_charsmap(vocabulary.metadata), merge_spaces=vocabulary.flag("remove_extra_whitespaces", False)
     )
     library.decoder = families.space_decoder(strip_first=int(add_prefix))
     spelling = sentencepiece(strip_first=int(add_prefix))
-    return _finish(vocabulary, library, lambda _: spelling, _Defaults(eos=1, unknown=2, padding=0, adds_eos=True))
+    return _finish(vocabulary, library, lambda _: spelling, defaults)
 
 
 def _wordpiece(vocabulary: _Vocabulary) -> TokenizerParts:
