@@ -262,8 +262,10 @@ void write_block(PyExecutor& self, std::int64_t index, Array<std::uint8_t> data)
 
 nb::dict profile(PyExecutor& self) {
   nb::dict seconds;
-  const std::vector<double> values = PyExecutor::Use(self)->profile();
+  const PyExecutor::Use use(self);
+  const std::vector<double> values = use->profile();
   for (std::size_t i = 0; i < values.size(); ++i) seconds[kInstructionNames[i]] = values[i];
+  seconds["choose"] = use->choose_seconds();
   return seconds;
 }
 

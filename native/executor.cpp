@@ -189,6 +189,7 @@ void Executor::count_time(std::size_t index) {
 
 void Executor::choose(const ChoiceRequest& request, const ChoiceResult& result) {
   check_choices(request);
+  const double started_s = profiling_ ? now_s() : 0;
   const std::int64_t floats = round_up(choice_scratch_floats(request.vocab_size), 1024) + 16;
   if (floats > scratch_floats_) {  // logits of another vocabulary than the program's
     scratch_ = MappedMemory(static_cast<std::size_t>(floats * pool_->size()) * sizeof(float));
@@ -197,11 +198,13 @@ void Executor::choose(const ChoiceRequest& request, const ChoiceResult& result) 
   pool_->for_each(request.num_choices(), [&](std::int64_t r, int thread_id) {
     choose_one(request, r, *isa_.elementwise, scratch(thread_id), result);
   });
+  if (profiling_) choose_seconds_ += now_s() - started_s;
 }
 
 void Executor::set_profiling(bool enabled) {
   profiling_ = enabled;
   std::fill(seconds_.begin(), seconds_.end(), 0.0);
+  choose_seconds_ = 0;
 }
 
 }  // namespace octavo

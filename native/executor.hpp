@@ -60,6 +60,7 @@ class Executor {
 
   void set_profiling(bool enabled);
   std::vector<double> profile() const { return seconds_; }  // by instruction kind
+  double choose_seconds() const { return choose_seconds_; }
 
   const std::string& isa() const { return isa_.name; }
   std::int64_t block_bytes() const { return layer_bytes() * options_.num_layers; }
@@ -157,6 +158,7 @@ class Executor {
   std::vector<Cut> cuts_;
   std::vector<std::pair<std::int64_t, std::unique_ptr<AttentionPlan>>> plans_;  // by query heads per KV head
   bool profiling_ = false;
+  double choose_seconds_ = 0;
   double started_s_ = 0;  // when the instruction that is running began
   std::vector<double> seconds_;
 };

@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"program", "weights", "text", "kv"},
     {"decoding", "models", "backends"},
     {"llm", "engine"},
-    {"server"},
+    {"server", "bench"},
     {"cli"},
 ]
 """From the ground up; a name is a package or a top module of ``octavo``."""
@@ -184,7 +184,7 @@ def test_pure_modules_load_without_numpy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-OPTIONAL = {"huggingface_hub": ("octavo.weights.hub",)}
+OPTIONAL = {"huggingface_hub": ("octavo.weights.hub",), "matplotlib": ("octavo.bench.plot",)}
 """Packages of an extra, and the one module that may import each (when it is used, not when it is loaded)."""
 
 

@@ -38,9 +38,6 @@ from octavo.cli.run import EXIT_FAULT, RunState, report
         (["rm"], "NAME"),
         (["rm", "--yes", "no-such-model"], "no-such-model"),
         (["pull", "no-such-model"], "no-such-model"),
-        (["bench", "latency", "--input-len", "0"], "input_len=0"),
-        (["bench", "throughput", "--reps", "0"], "--reps 0"),
-        (["bench", "latency", "--json", "/no/such/folder/out.json"], "/no/such/folder/out.json"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments: list[str], expected: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,13 @@ class ToyExecutable(Executable):
 def toy_engine(num_blocks: int = 4096, **config: Any) -> LLMEngine:
     executable = ToyExecutable()
     executable.allocate_kv(num_blocks)
-    tokenizer = SimpleNamespace(eos_token_ids=frozenset({EOS}), token_bytes=lambda i: b"%d " % i, encode=lambda text: list(text.encode()))
+    tokenizer = SimpleNamespace(
+        eos_token_ids=frozenset({EOS}),
+        special_ids=frozenset({EOS}),
+        token_bytes=lambda i: b"%d " % i,
+        first_token_bytes=lambda i: b"%d " % i,
+        encode=lambda text: list(text.encode()),
+    )
     model = LoadedModel(
         name="toy",
         program=executable.program,

@@ -150,6 +150,13 @@ class Executable(ABC):
     def write_block(self, block: int, data: UInt8Array) -> None:
         """Overwrites one block with bytes that ``read_block`` gave."""
 
+    def set_profiling(self, enabled: bool) -> None:  # noqa: B027 - optional hook
+        """Starts or stops timing what the kernels do; forgets what was measured before."""
+
+    def profile(self) -> dict[str, float]:
+        """Seconds per kind of work since ``set_profiling(True)``; empty where nothing is timed."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - optional hook
         """Frees threads and memory; the executable must not be used afterwards."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.bench import bench
+from octavo.cli.bench.group import bench
 from octavo.cli.chat.command import chat
 from octavo.cli.generate import generate
 from octavo.cli.info import info, print_version

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.cli.info import cpu_name, version
+from octavo.cli.info import cpu_name, memory_bytes, version
 from octavo.config import BLOCK_SIZE, available_cores
 
 if TYPE_CHECKING:
@@ -34,6 +34,27 @@ def vocabulary(engine: LLMEngine) -> list[int]:
     """The ids of the model's plain tokens: no control tokens."""
     special = engine.tokenizer.special_ids
     return [i for i in range(engine.tokenizer.vocab_size) if i not in special]
+
+
+def run_facts() -> dict[str, Any]:
+    """Release, date, command and machine: what every measured figure is to be read with."""
+    import platform
+    import shlex
+    import sys
+    from datetime import datetime
+
+    return {
+        "octavo": version(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(["octavo", *sys.argv[1:]]),
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": available_cores(),
+            "memory_bytes": memory_bytes()[0],
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "python": platform.python_version(),
+        },
+    }
 
 
 def engine_facts(engine: LLMEngine, path: Path) -> dict[str, Any]:
@@ -63,5 +84,7 @@ def engine_facts(engine: LLMEngine, path: Path) -> dict[str, Any]:
         "max_model_len": engine.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
+        "max_step_ms": config.max_step_ms,
+        "enable_prefix_caching": config.enable_prefix_caching,
         "load_s": model.load_s,
     }

@@ -109,7 +109,7 @@ def sampling_parameters() -> list[inspect.Parameter]:
     ]
 
 
-def _collecting(parameter: str, added: list[inspect.Parameter], command: Command) -> Command:
+def collecting(parameter: str, added: list[inspect.Parameter], command: Command) -> Command:
     """``command`` with its ``parameter`` (a dict) replaced by the flags ``added``, less those that it has already."""
     signature = inspect.signature(command, eval_str=True)
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != parameter]
@@ -128,12 +128,12 @@ def _collecting(parameter: str, added: list[inspect.Parameter], command: Command
 
 def engine_options(*, without: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
     """Gives ``command(…, engine: dict[str, Any])`` a flag for each field of ``EngineConfig`` but ``model`` and those in ``without``."""
-    return lambda command: _collecting("engine", [p for p in engine_parameters() if p.name not in without], command)
+    return lambda command: collecting("engine", [p for p in engine_parameters() if p.name not in without], command)
 
 
 def sampling_options(command: Command) -> Command:
     """Gives ``command(…, sampling: dict[str, Any])`` the sampling flags. Goes below ``engine_options`` (both know a seed)."""
-    return _collecting("sampling", sampling_parameters(), command)
+    return collecting("sampling", sampling_parameters(), command)
 
 
 def debug_option(command: Command) -> Command:

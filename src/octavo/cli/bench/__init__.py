@@ -1,0 +1,1 @@
+"""``octavo bench latency | throughput | serve | startup``: the commands around ``octavo.bench``."""
