@@ -17,8 +17,9 @@ from octavo.decoding import SamplingParams, logit_edits
         ("top_p", 0.0), ("top_p", 1.1), ("top_k", -2), ("top_k", 0.5), ("min_p", -0.1), ("min_p", 2),
         ("seed", 2**64), ("seed", "x"), ("stop", ""), ("stop", ["a", ""]), ("stop", ["x"] * 17), ("stop", [1]), ("stop", 5),
         ("output_kind", "delta"), ("stop_token_ids", 5),
-        ("stop_token_ids", [-1]), ("stop_token_ids", ["a"]), ("max_tokens", 0), ("min_tokens", -1), ("min_tokens", 17),
-        ("logprobs", 21), ("logprobs", -1),
+        ("stop_token_ids", [-1]), ("stop_token_ids", ["a"]), ("max_tokens", -1), ("min_tokens", -1), ("min_tokens", 17),
+        ("logprobs", 21), ("logprobs", -1), ("prompt_logprobs", 21), ("prompt_logprobs", -1), ("prompt_logprobs", True),
+            ("prompt_logprobs_start", -1), ("prompt_logprobs_start", None),
     ],
 )  # fmt: skip
 def test_invalid_values_are_named(field: str, value: Any) -> None:

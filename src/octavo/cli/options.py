@@ -97,7 +97,9 @@ def sampling_parameters() -> list[inspect.Parameter]:
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     return [
-        option("max_tokens", int | None, None, "Most tokens to generate.", "--max-tokens", "-n", show_default="up to the context length"),
+        option(
+            "max_tokens", int | None, None, "Most tokens to generate.", "--max-tokens", "-n", min=1, show_default="up to the context length"
+        ),
         option("temperature", float, 0.7, "0 always takes the likeliest token (greedy); higher is more varied.", "--temperature", "-t"),
         option("top_p", float, 1.0, "Choose among the likeliest tokens that together reach this probability."),
         option("top_k", int, 0, "Choose among this many of the likeliest tokens; 0 keeps all."),

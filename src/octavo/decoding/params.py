@@ -37,7 +37,9 @@ class SamplingParams:
     a branch and are cut off its text unless ``include_stop_str_in_output``; ``stop_token_ids`` end it like the
     model's own end-of-sequence tokens do, unless ``ignore_eos`` (which concerns only the latter). ``min_tokens``
     keeps both from being chosen until that many tokens are out. ``max_tokens=None`` means up to the context length.
-    ``logprobs=k``: the chosen token's log-probability and the k most probable ones of each position.
+    ``max_tokens=0`` computes the prompt and generates nothing. ``logprobs=k``: the chosen token's log-probability and the k most
+    probable ones of each position; ``prompt_logprobs=k`` the same for the prompt's tokens (the first has none), from position
+    ``prompt_logprobs_start`` on: what lies before it may come out of the prefix cache.
     """
 
     n: int = 1
@@ -53,17 +55,17 @@ class SamplingParams:
     max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     skip_special_tokens: bool = True
     detokenize: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
-        for name in ("n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs"):
+        for name in ("n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs", "prompt_logprobs_start"):
             value = getattr(self, name)
-            _check(
-                (isinstance(value, int) and not isinstance(value, bool)) or (value is None and name in ("max_tokens", "seed", "logprobs")),
-                name, value, "must be an integer",
-            )  # fmt: skip
+            optional = value is None and name in ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+            _check(optional or (isinstance(value, int) and not isinstance(value, bool)), name, value, "must be an integer")
         for name in ("temperature", "top_p", "min_p"):
             value = getattr(self, name)
             _check(
@@ -95,7 +97,7 @@ class SamplingParams:
         )  # fmt: skip
         object.__setattr__(self, "stop_token_ids", ids)
         if self.max_tokens is not None:
-            _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+            _check(self.max_tokens >= 0, "max_tokens", self.max_tokens, "must not be negative (0 computes the prompt alone)")
             _check(
                 0 <= self.min_tokens <= self.max_tokens,
                 "min_tokens",
@@ -103,8 +105,10 @@ class SamplingParams:
                 f"must be between 0 and max_tokens ({self.max_tokens})",
             )
         _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "must not be negative")
-        if self.logprobs is not None:
-            _check(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"must be between 0 and {MAX_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value <= MAX_LOGPROBS, name, value, f"must be between 0 and {MAX_LOGPROBS}")
+        _check(self.prompt_logprobs_start >= 0, "prompt_logprobs_start", self.prompt_logprobs_start, "must not be negative")
 
     @property
     def greedy(self) -> bool:

@@ -50,6 +50,7 @@ class LLMEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_step_ms=config.max_step_ms,
+            max_score_rows=model.executable.options.max_logits_rows - config.max_num_seqs,
         )
         self.runner = ModelRunner(model.executable, self.eos_token_ids)
         self.metrics = EngineMetrics(self.scheduler)
@@ -93,19 +94,19 @@ class LLMEngine:
             raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
         if not token_ids:
             raise ValueError("prompt is empty: it must have at least one token")
-        if len(token_ids) >= self.max_model_len:
+        room = self.max_model_len - len(token_ids)
+        if room < (0 if params.max_tokens == 0 else 1):
             raise ValueError(
                 f"prompt has {len(token_ids)} tokens: the context length is {self.max_model_len}, "
                 "of which at least one must be left to generate"
             )
-        room = self.max_model_len - len(token_ids)
         request = Request(
             request_id=request_id,
             prompt=text,
             prompt_token_ids=token_ids,
             params=params,
             arrival=self._arrivals,
-            max_tokens=min(room, params.max_tokens or room),
+            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
             seed=self._seed_of(params),
             metrics=RequestMetrics(time.monotonic()),
         )
@@ -141,6 +142,13 @@ class LLMEngine:
             state.branch(sequence.branch).finish("length")
             self._forget(state, sequence)
             touched[state.request.request_id] = state
+        for sequence, scores in result.scored.items():
+            self._states[sequence.request.request_id].take_scores(scores)
+        for entry in output.scheduled:
+            request = entry.sequence.request
+            if entry.completes and request.max_tokens == 0 and request.error is None:
+                state = touched[request.request_id] = self._states[request.request_id]
+                self._end(state, "length")
         for sequence, tokens in result.chosen.items():
             state = self._states[sequence.request.request_id]
             if sequence.request.error is None:

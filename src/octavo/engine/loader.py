@@ -22,6 +22,8 @@ from octavo.weights import Checkpoint, open_checkpoint, quantized, resolve
 logger = logging.getLogger(__name__)
 
 BLOCK_LAYOUT = "layer,kv_head,k_transposed,v/1"
+_SCORE_LOGITS_BYTES = 32 << 20
+"""Of logits of prompt tokens whose log-probabilities are wanted, in one step; touched only then."""
 _FALLBACK_MEMORY_BYTES = 2 << 30
 
 
@@ -53,7 +55,7 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         block_size=BLOCK_SIZE,
         kv_dtype=config.kv_cache_dtype,
         max_tokens=config.max_num_batched_tokens,
-        max_logits_rows=config.max_num_seqs,
+        max_logits_rows=config.max_num_seqs + max(1, min(config.max_num_batched_tokens, _SCORE_LOGITS_BYTES // (4 * program.vocab_size))),
         max_model_len=program.max_model_len,
         num_threads=config.threads,
         dequantize=config.dequantize,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,14 @@ import numpy.typing as npt
 
 from octavo.backends.base import ChoiceBatch, Choices, Executable, Float32Array, StepInput
 from octavo.decoding import logit_edits
+from octavo.engine.prompt_scores import PromptScores, split_rows
 from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from octavo.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
+
+NOT_NUMBERS = "the model gave logits that are not numbers, or no token was left to choose from"
 
 _SMALLEST_TOP_P = np.float32(2.0**-126)
 """Anything above zero keeps the most probable token; it must not be rounded to zero."""
@@ -39,10 +42,14 @@ class ChosenToken:
 
 @dataclass(slots=True)
 class StepResult:
-    """Per sequence that reached its last token: one chosen token per branch (n at a prompt's end), or what went wrong."""
+    """Per sequence that reached its last token: one chosen token per branch (n at a prompt's end), or what went wrong.
+
+    ``scored``: log-probabilities of prompt tokens, where they were asked for.
+    """
 
     chosen: dict[Sequence, list[ChosenToken]]
     errors: dict[Sequence, str]
+    scored: dict[Sequence, PromptScores] = field(default_factory=dict)
 
 
 def _flat(parts: Iterable[Iterable[int]], dtype: Any) -> npt.NDArray[Any]:
@@ -67,7 +74,7 @@ class ModelRunner:
         if not entries:
             return
         try:
-            chosen, errors = self._run(entries)
+            done = self._run(entries)
         except Exception as error:  # whatever a backend raises concerns some of these sequences alone
             if len(entries) == 1:
                 logger.exception("request %s failed", entries[0].sequence.request.request_id)
@@ -77,13 +84,27 @@ class ModelRunner:
             self._run_or_halve(entries[:middle], result)
             self._run_or_halve(entries[middle:], result)
         else:
-            result.chosen.update(chosen)
-            result.errors.update(errors)
+            result.chosen.update(done.chosen)
+            result.errors.update(done.errors)
+            result.scored.update(done.scored)
 
-    def _run(self, entries: list[ScheduledSequence]) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
-        logits = self.executable.run(self.step_input(entries))
+    def _run(self, entries: list[ScheduledSequence]) -> StepResult:
+        step = self.step_input(entries)
+        logits = self.executable.run(step)
         choosing = [entry.sequence for entry in entries if entry.chooses]
-        return self.choose(choosing, logits) if choosing else ({}, {})
+        result = StepResult({}, {})
+        if len(step.logits_rows) > len(choosing):
+            scoring, rows = split_rows(entries)
+            for entry, scores in scoring.collect(self.executable.choose(logits, scoring.batch())):
+                if scores is None:
+                    result.errors[entry.sequence] = NOT_NUMBERS
+                else:
+                    result.scored[entry.sequence] = scores
+            logits = logits[rows]
+        if choosing:
+            result.chosen, errors = self.choose(choosing, logits)
+            result.errors |= errors
+        return result
 
     def choose(self, sequences: list[Sequence], logits: Float32Array) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
         """The next tokens of ``sequences``, whose logits are the rows of ``logits``, and what went wrong with some."""
@@ -108,6 +129,9 @@ class ModelRunner:
             sequence_of_row = np.repeat(np.arange(len(entries)), counts)
         blocks = block_tables[sequence_of_row, positions // self._block_size].astype(np.int64)
         choosing = np.fromiter((e.chooses for e in entries), np.bool_, len(entries))
+        logits_rows = query_start_loc[1:][choosing] - 1
+        if scored := [row + i - e.start for e, row in zip(entries, query_start_loc.tolist(), strict=False) for i in e.score_rows]:
+            logits_rows = np.sort(np.concatenate([logits_rows, np.array(scored, np.int32)]))
         return StepInput(
             token_ids=token_ids,
             positions=positions,
@@ -115,7 +139,7 @@ class ModelRunner:
             seq_lens=seq_lens,
             block_tables=block_tables,
             slot_mapping=blocks * self._block_size + positions % self._block_size,
-            logits_rows=query_start_loc[1:][choosing] - 1,
+            logits_rows=logits_rows,
         )
 
     def choice_batch(self, sequences: list[Sequence]) -> tuple[list[tuple[Sequence, int]], ChoiceBatch]:
@@ -158,7 +182,7 @@ class ModelRunner:
         token_ids, logprobs, ranks = choices.token_ids.tolist(), choices.logprobs.tolist(), choices.ranks.tolist()
         for i, (sequence, branch) in enumerate(owners):
             if token_ids[i] < 0:
-                errors[sequence] = "the model gave logits that are not numbers, or no token was left to choose from"
+                errors[sequence] = NOT_NUMBERS
                 chosen.pop(sequence, None)
             elif sequence not in errors:
                 top = (

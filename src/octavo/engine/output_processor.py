@@ -5,8 +5,22 @@ from __future__ import annotations
 from octavo.decoding import RequestOutputKind, StopStringMatcher
 from octavo.engine.model_runner import ChosenToken
 from octavo.engine.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from octavo.engine.prompt_scores import PromptScores
 from octavo.engine.sequence import Request, Sequence
 from octavo.text import IncrementalDetokenizer, Tokenizer
+
+
+def _logprobs_of(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int, top: list[tuple[int, float]]) -> dict[int, Logprob]:
+    """One position: the token that stands there, then the most probable ones."""
+
+    def text_of(token_id: int) -> str:
+        return tokenizer.token_bytes(token_id).decode(errors="replace")
+
+    entry = {token_id: Logprob(logprob, rank, text_of(token_id))}
+    for top_rank, (top_id, top_logprob) in enumerate(top, 1):
+        if top_id not in entry:
+            entry[top_id] = Logprob(top_logprob, top_rank, text_of(top_id))
+    return entry
 
 
 class BranchOutput:
@@ -54,7 +68,7 @@ class BranchOutput:
         self.token_ids.append(token.token_id)
         if self.logprobs is not None and self.cumulative_logprob is not None and token.logprob is not None:
             self.cumulative_logprob += token.logprob
-            self.logprobs.append(self._logprobs_of(token))
+            self.logprobs.append(_logprobs_of(self._tokenizer, token.token_id, token.logprob, token.rank, token.top))
         if self._ends_by_id(token.token_id):
             if params.include_stop_str_in_output:
                 self._push_text(token.token_id, match=False)
@@ -112,17 +126,6 @@ class BranchOutput:
             self._pieces.append(text)
         return stop
 
-    def _logprobs_of(self, token: ChosenToken) -> dict[int, Logprob]:
-        assert token.logprob is not None
-        entry = {token.token_id: Logprob(token.logprob, token.rank, self._text_of(token.token_id))}
-        for rank, (token_id, logprob) in enumerate(token.top, 1):
-            if token_id not in entry:
-                entry[token_id] = Logprob(logprob, rank, self._text_of(token_id))
-        return entry
-
-    def _text_of(self, token_id: int) -> str:
-        return self._tokenizer.token_bytes(token_id).decode(errors="replace")
-
 
 _GRAVEST_FIRST: tuple[FinishReason, ...] = ("error", "abort", "length", "stop")
 
@@ -130,13 +133,18 @@ _GRAVEST_FIRST: tuple[FinishReason, ...] = ("error", "abort", "length", "stop")
 class RequestState:
     """A request under way: its branches' outputs, and the ``RequestOutput`` made of them."""
 
-    __slots__ = ("branches", "dirty", "request", "sequences")
+    __slots__ = ("_prompt_logprobs", "_scores", "_tokenizer", "branches", "dirty", "request", "sequences")
 
     def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
         self.request = request
         self.branches = [BranchOutput(request, i, tokenizer, eos_token_ids) for i in range(request.params.n)]
         self.sequences: dict[int, Sequence] = {}
         """The branches that are alive, as the scheduler knows them."""
+        self._tokenizer = tokenizer
+        self._scores: list[PromptScores] = []
+        self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if request.params.prompt_logprobs is not None:
+            self._prompt_logprobs = [None] * len(request.prompt_token_ids)
         self.dirty: set[int] = set()
         """Branches with something new."""
 
@@ -150,6 +158,25 @@ class RequestState:
         for branch in self.branches:
             if branch.finish_reason is None:
                 self.branch(branch.index).finish(reason)
+
+    def take_scores(self, scores: PromptScores) -> None:
+        """Log-probabilities of prompt tokens; they come in order, chunk by chunk."""
+        self._scores.append(scores)
+
+    def _take_prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:
+        """All so far; in ``DELTA`` mode only once."""
+        logprobs, prompt = self._prompt_logprobs, self.request.prompt_token_ids
+        if logprobs is None:
+            return None
+        for scores in self._scores:
+            ids, ranks, values = prompt[scores.start :], scores.ranks.tolist(), scores.logprobs.tolist()
+            tops = [list(zip(*top, strict=True)) for top in zip(scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True)]
+            for position, (token_id, value, rank, top) in enumerate(zip(ids, values, ranks, tops, strict=False), scores.start):
+                logprobs[position] = _logprobs_of(self._tokenizer, token_id, value, rank, top)
+        self._scores.clear()
+        if self.request.params.output_kind is RequestOutputKind.DELTA:
+            self._prompt_logprobs = None
+        return logprobs
 
     @property
     def finished(self) -> bool:
@@ -178,4 +205,5 @@ class RequestState:
             num_cached_tokens=self.request.num_cached_tokens,
             error=self.request.error,
             metrics=self.request.metrics,
+            prompt_logprobs=self._take_prompt_logprobs(),
         )

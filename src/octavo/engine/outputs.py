@@ -50,7 +50,12 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """``num_cached_tokens``: prompt tokens whose KV came from the prefix cache. ``error`` says what ended a faulty request."""
+    """``num_cached_tokens``: prompt tokens whose KV came from the prefix cache. ``error`` says what ended a faulty request.
+
+    ``prompt_logprobs[i]``, if asked for, maps token ids to ``Logprob`` for prompt token i: its own first, then the most probable;
+    ``None`` for the first token, which nothing precedes, and for those before ``prompt_logprobs_start``. In ``DELTA`` mode it comes
+    with the first output.
+    """
 
     request_id: str
     prompt: str | None
@@ -60,3 +65,4 @@ class RequestOutput:
     num_cached_tokens: int = 0
     error: str | None = None
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(0.0))
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None

@@ -8,8 +8,9 @@ There is no prefill and no decode; a step gives tokens to sequences under one bu
    sequences and the free blocks last.
 
 While anybody decodes, the prompts' share of the budget is also bounded in time, so that a long prompt never stalls the
-running streams. When blocks run out, the latest arrival gives way: its blocks go, it waits at the front and
-computes its tokens again later; the prefix cache often makes that nearly free. Pure Python over ids and counts.
+running streams; prompts whose log-probabilities are wanted share a budget of logits rows, too. When blocks run out, the latest
+arrival gives way: its blocks go, it waits at the front and computes its tokens again later; the prefix cache often makes that nearly
+free. Pure Python over ids and counts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class _Plan:
 
     budget: int
     prompt_budget: int
+    score_rows: int
     output: SchedulerOutput = field(default_factory=SchedulerOutput)
     entries: dict[Sequence, ScheduledSequence] = field(default_factory=dict)
     computing: set[BlockHash] = field(default_factory=set)
@@ -45,12 +47,14 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_step_ms: float,
+        max_score_rows: int = 1 << 30,
         step_time: StepTimeModel | None = None,
     ) -> None:
         self.kv = kv
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_step_ms = max_step_ms
+        self.max_score_rows = max_score_rows
         self.step_time = step_time or StepTimeModel()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -102,7 +106,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Decides the next step and reserves its blocks."""
-        plan = _Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
+        plan = _Plan(self.max_num_batched_tokens, self.max_num_batched_tokens, self.max_score_rows)
         for sequence in [s for s in self.running if s.num_uncomputed_tokens == 1]:
             if plan.budget == 0:
                 break
@@ -113,7 +117,8 @@ class Scheduler:
         for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
             if plan.prompt_budget == 0:
                 break
-            self._schedule_running(plan, sequence, min(sequence.num_uncomputed_tokens, plan.prompt_budget))
+            if num_tokens := self._chunk(plan, sequence, sequence.num_computed_tokens):
+                self._schedule_running(plan, sequence, num_tokens)
         if not plan.output.preempted and not plan.output.outgrown:
             self._admit(plan)
         plan.output.scheduled = list(plan.entries.values())
@@ -125,6 +130,7 @@ class Scheduler:
             sequence = entry.sequence
             if sequence.status is RequestStatus.RUNNING:
                 sequence.num_computed_tokens = entry.end
+                sequence.next_score_row = max(sequence.next_score_row, entry.score_rows.stop)
                 self.kv.publish(sequence.table, sequence.hashes, entry.end)
 
     def check_integrity(self) -> None:
@@ -137,6 +143,15 @@ class Scheduler:
         assert [s.order for s in self.running] == sorted(s.order for s in self.running)
 
     # -- how ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _chunk(plan: _Plan, sequence: Sequence, start: int) -> int:
+        """How many tokens from ``start`` on a prompt may compute in this step: the rows to be scored among them are bounded, too."""
+        num_tokens = min(sequence.num_tokens - start, plan.prompt_budget)
+        first = max(start, sequence.next_score_row)
+        if sequence.num_prompt_tokens - 1 - first <= plan.score_rows:
+            return num_tokens
+        return min(num_tokens, first + plan.score_rows - start)
 
     def _schedule_running(self, plan: _Plan, sequence: Sequence, num_tokens: int) -> None:
         """Gives ``num_tokens`` tokens to a running sequence, or fewer if only they fit; makes room by preemption."""
@@ -166,8 +181,9 @@ class Scheduler:
         )
         while self.waiting and plan.prompt_budget and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            prefix = [] if len(sequence.table) else self.kv.find_prefix(sequence.hashes, sequence.num_tokens)
-            if self._computed_by_another(plan, sequence, len(prefix)):
+            prefix = [] if len(sequence.table) else self.kv.find_prefix(sequence.hashes, sequence.num_reusable_tokens)
+            start = sequence.num_computed_tokens if len(sequence.table) else len(prefix) * self.kv.block_size
+            if self._computed_by_another(plan, sequence, len(prefix)) or not self._chunk(plan, sequence, start):
                 deferred.append(self.waiting.popleft())
                 continue
             if len(sequence.table):  # a branch that waited with its blocks
@@ -191,7 +207,7 @@ class Scheduler:
                 if sequence.status is RequestStatus.WAITING:
                     sequence.request.num_cached_tokens = sequence.num_computed_tokens
             self._start(sequence)
-            num_tokens = min(sequence.num_uncomputed_tokens, plan.prompt_budget)
+            num_tokens = self._chunk(plan, sequence, sequence.num_computed_tokens)
             self._enter(plan, sequence, num_tokens)
             pledged += self.kv.blocks_needed(sequence.table, sequence.num_computed_tokens + num_tokens, sequence.num_tokens)
         self.waiting.extendleft(reversed(deferred))
@@ -200,13 +216,14 @@ class Scheduler:
         """Whether the first block that the sequence lacks is being completed in this very step."""
         if not self.kv.enable_prefix_caching or len(sequence.table) or not plan.computing:
             return False
-        usable = (sequence.num_tokens - 1) // self.kv.block_size
+        usable = (sequence.num_reusable_tokens - 1) // self.kv.block_size
         return num_cached_blocks < usable and sequence.hashes[num_cached_blocks] in plan.computing
 
     def _enter(self, plan: _Plan, sequence: Sequence, num_tokens: int) -> None:
         start = sequence.num_computed_tokens
         plan.output.block_copies += self.kv.reserve(sequence.table, start, start + num_tokens)
-        plan.entries[sequence] = ScheduledSequence(sequence, start, num_tokens)
+        plan.entries[sequence] = entry = ScheduledSequence(sequence, start, num_tokens)
+        plan.score_rows -= len(entry.score_rows)
         plan.budget -= num_tokens
         plan.prompt_budget = max(0, plan.prompt_budget - num_tokens)
         size = self.kv.block_size
@@ -233,6 +250,7 @@ class Scheduler:
             self.waiting.remove(victim)
         if entry := plan.entries.pop(victim, None):
             plan.budget += entry.num_scheduled_tokens
+            plan.score_rows += len(entry.score_rows)
         self.kv.release(victim.table)
         victim.num_computed_tokens = 0
         victim.status = RequestStatus.PREEMPTED

@@ -23,7 +23,18 @@ class ScheduledSequence:
     @property
     def chooses(self) -> bool:
         """Whether its last row's logits give the sequence's next token."""
+        return self.completes and self.sequence.request.max_tokens > 0
+
+    @property
+    def completes(self) -> bool:
+        """Whether it computes the last of the sequence's tokens."""
         return self.end == self.sequence.num_tokens
+
+    @property
+    def score_rows(self) -> range:
+        """Positions among its tokens whose logits give the log-probability of the prompt token behind them."""
+        sequence = self.sequence
+        return range(max(self.start, sequence.next_score_row), min(self.end, sequence.num_prompt_tokens - 1))
 
 
 @dataclass(slots=True)

@@ -51,6 +51,7 @@ class Sequence:
         "branch",
         "finish_reason",
         "hasher",
+        "next_score_row",
         "num_computed_tokens",
         "num_prompt_tokens",
         "request",
@@ -64,6 +65,9 @@ class Sequence:
         self.branch = branch
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        params = request.params
+        self.next_score_row = self.num_prompt_tokens if params.prompt_logprobs is None else max(0, params.prompt_logprobs_start - 1)
+        """The first position whose logits are still wanted for the log-probability of the prompt token behind it."""
         self.num_computed_tokens = 0
         self.table = BlockTable()
         self.hasher = BlockHasher(root, block_size)
@@ -89,6 +93,11 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def num_reusable_tokens(self) -> int:
+        """What ``KVCacheManager.find_prefix`` may find the computed prefix of: it ends where logits are wanted next."""
+        return self.num_tokens if self.next_score_row >= self.num_prompt_tokens - 1 else self.next_score_row + 1
+
+    @property
     def hashes(self) -> list[BlockHash]:
         """Names of the full blocks of its tokens, computed or not."""
         return self.hasher.hashes
@@ -104,6 +113,7 @@ class Sequence:
         child.branch = branch
         child.token_ids = self.token_ids.copy()
         child.num_prompt_tokens = self.num_prompt_tokens
+        child.next_score_row = self.next_score_row
         child.num_computed_tokens = self.num_computed_tokens
         child.table = table
         child.hasher = self.hasher.fork()

@@ -74,6 +74,8 @@ def params(session: Session, text: str) -> None:
         if not equals or name not in PARAMS:
             raise ValueError(f"/params {word}: write NAME=VALUE, where NAME is one of {', '.join(PARAMS)}")
         changes[name] = _value(name, value)
+    if changes.get("max_tokens") == 0:
+        raise ValueError("max_tokens=0 is invalid: an answer has at least 1 token")
     if changes:
         session.params = replace(session.params, **changes)
     shown = {name: getattr(session.params, name) for name in PARAMS}
