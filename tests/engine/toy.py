@@ -26,6 +26,16 @@ MAX_MODEL_LEN = 400
 _MODULUS = (1 << 61) - 1
 
 
+def toy_logits(token_ids: list[int]) -> Float32Array:
+    """The model itself: (VOCAB,) logits of what follows these tokens."""
+    digest = 0
+    for token in token_ids:
+        digest = (digest * 1_000_003 + token + 7) % _MODULUS
+    values = np.random.default_rng(digest).normal(size=VOCAB).astype(np.float32)
+    values[EOS] -= 1.0
+    return values
+
+
 class ToyExecutable(Executable):
     def __init__(self, num_threads: int = 1) -> None:
         self.program = cast(Any, SimpleNamespace(vocab_size=VOCAB, max_model_len=MAX_MODEL_LEN))
@@ -54,11 +64,7 @@ class ToyExecutable(Executable):
             table = step.block_tables[s, : -(-length // BLOCK)]
             seen = self.slots[table].reshape(-1)[:length]
             assert (seen != UNWRITTEN).all(), "a slot is read before it was written"
-            digest = 0
-            for token in seen.tolist():
-                digest = (digest * 1_000_003 + token + 7) % _MODULUS
-            values = np.random.default_rng(digest).normal(size=VOCAB).astype(np.float32)
-            values[EOS] -= 1.0
+            values = toy_logits(seen.tolist())
             if self.nan_token is not None and self.nan_token in seen:
                 values[3] = np.nan
             logits.append(values)

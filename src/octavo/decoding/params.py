@@ -37,12 +37,14 @@ class SamplingParams:
     a branch and are cut off its text unless ``include_stop_str_in_output``; ``stop_token_ids`` end it like the
     model's own end-of-sequence tokens do, unless ``ignore_eos`` (which concerns only the latter). ``min_tokens``
     keeps both from being chosen until that many tokens are out. ``max_tokens=None`` means up to the context length.
+    ``best_of`` branches are generated, and the ``n`` of them with the highest cumulative log-probability returned, best first.
     ``max_tokens=0`` computes the prompt and generates nothing. ``logprobs=k``: the chosen token's log-probability and the k most
     probable ones of each position; ``prompt_logprobs=k`` the same for the prompt's tokens (the first has none), from position
     ``prompt_logprobs_start`` on: what lies before it may come out of the prefix cache.
     """
 
     n: int = 1
+    best_of: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -62,9 +64,9 @@ class SamplingParams:
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
-        for name in ("n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs", "prompt_logprobs_start"):
+        for name in ("n", "best_of", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs", "prompt_logprobs_start"):
             value = getattr(self, name)
-            optional = value is None and name in ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+            optional = value is None and name in ("best_of", "max_tokens", "seed", "logprobs", "prompt_logprobs")
             _check(optional or (isinstance(value, int) and not isinstance(value, bool)), name, value, "must be an integer")
         for name in ("temperature", "top_p", "min_p"):
             value = getattr(self, name)
@@ -75,6 +77,10 @@ class SamplingParams:
                 "must be a finite number",
             )
         _check(1 <= self.n <= MAX_N, "n", self.n, f"must be between 1 and {MAX_N}")
+        if self.best_of is not None:
+            _check(self.n <= self.best_of <= MAX_N, "best_of", self.best_of, f"must be between n ({self.n}) and {MAX_N}")
+            streams = self.best_of > self.n and self.output_kind is RequestOutputKind.DELTA
+            _check(not streams, "best_of", self.best_of, f"which {self.n} are the best is known at the end, so they cannot be streamed")
         _check(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "must be between 0 and 100 (0 is greedy)")
         _check(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "must be in (0, 1]")
         _check(-1 <= self.top_k < 2**31, "top_k", self.top_k, "must be -1 or 0 (all tokens) or a positive number of tokens")
@@ -109,6 +115,16 @@ class SamplingParams:
             value = getattr(self, name)
             _check(value is None or 0 <= value <= MAX_LOGPROBS, name, value, f"must be between 0 and {MAX_LOGPROBS}")
         _check(self.prompt_logprobs_start >= 0, "prompt_logprobs_start", self.prompt_logprobs_start, "must not be negative")
+
+    @property
+    def num_branches(self) -> int:
+        """How many are generated."""
+        return self.best_of or self.n
+
+    @property
+    def ranks_branches(self) -> bool:
+        """Whether more are generated than returned."""
+        return self.num_branches > self.n
 
     @property
     def greedy(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from octavo.decoding import SamplingParams
+from octavo.decoding import BeamSearchParams, SamplingParams
 from octavo.engine.outputs import FinishReason, RequestMetrics
 from octavo.kv import BlockHash, BlockHasher, BlockTable
 
@@ -26,7 +26,10 @@ class PreemptionMode(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """``arrival`` numbers requests in the order of their coming; ``max_tokens`` is resolved against the context length."""
+    """``arrival`` numbers requests in the order of their coming; ``max_tokens`` is resolved against the context length.
+
+    A beam search (``beam``) has the ``params`` of its results.
+    """
 
     request_id: str
     prompt: str | None
@@ -38,6 +41,28 @@ class Request:
     metrics: RequestMetrics
     num_cached_tokens: int = 0
     error: str | None = None
+    beam: BeamSearchParams | None = None
+
+    @property
+    def num_branches(self) -> int:
+        """The most sequences that it will have at once."""
+        return self.params.num_branches if self.beam is None else self.beam.beam_width
+
+
+class SequenceGroup:
+    """Branches that are scheduled and preempted all or nothing: the beams of one search.
+
+    It keeps ``width`` seats among the running sequences, however many of them it needs at the time.
+    """
+
+    __slots__ = ("members", "num_continuations", "width")
+
+    def __init__(self, width: int, num_continuations: int) -> None:
+        self.width = width
+        self.num_continuations = num_continuations
+        """How many of each member's most probable next tokens are wanted."""
+        self.members: list[Sequence] = []
+        """Those that are alive."""
 
 
 class Sequence:
@@ -50,6 +75,7 @@ class Sequence:
     __slots__ = (
         "branch",
         "finish_reason",
+        "group",
         "hasher",
         "next_score_row",
         "num_computed_tokens",
@@ -74,6 +100,11 @@ class Sequence:
         self.hasher.extend(self.token_ids)
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
+        self.group: SequenceGroup | None = None
+
+    def join(self, group: SequenceGroup) -> None:
+        self.group = group
+        group.members.append(self)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -119,6 +150,9 @@ class Sequence:
         child.hasher = self.hasher.fork()
         child.status = self.status
         child.finish_reason = None
+        child.group = None
+        if self.group is not None:
+            child.join(self.group)
         return child
 
     def __repr__(self) -> str:
