@@ -191,20 +191,41 @@ Logits run(nb::handle_t<PyExecutor> handle, Array<std::int32_t> token_ids, Array
 nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> logits,
                  Array<std::int32_t> rows, Array<float> temperature, Array<std::int32_t> top_k, Array<float> top_p,
                  Array<float> min_p, Array<std::uint64_t> seed, Array<std::uint32_t> branch,
-                 Array<std::uint32_t> position, Array<std::int32_t> num_logprobs, Array<std::int32_t> edit_choices,
-                 Array<std::int32_t> edit_tokens, Array<float> edit_values) {
+                 Array<std::uint32_t> position, Array<std::int32_t> num_logprobs, Array<float> typical_p,
+                 Array<float> repetition_penalty, Array<float> frequency_penalty, Array<float> presence_penalty,
+                 Array<std::int32_t> report_rows, Array<std::int32_t> edit_choices, Array<std::int32_t> edit_tokens,
+                 Array<float> edit_values, Array<std::int32_t> count_choices, Array<std::int32_t> count_tokens,
+                 Array<std::int32_t> counts, Array<std::int32_t> allowed_choices, Array<std::int32_t> allowed_tokens) {
   const PyExecutor::Use use(self);
   const auto vocab_size = static_cast<std::int64_t>(logits.shape(1));
   if (logits.stride(1) != 1 && vocab_size > 1)
     throw std::invalid_argument("logits must be contiguous along the vocabulary");
-  const ChoiceRequest request{logits.data(),      static_cast<std::int64_t>(logits.shape(0)),
-                              vocab_size,         logits.stride(0),
-                              span(rows),         span(temperature),
-                              span(top_k),        span(top_p),
-                              span(min_p),        span(seed),
-                              span(branch),       span(position),
-                              span(num_logprobs), span(edit_choices),
-                              span(edit_tokens),  span(edit_values)};
+  const ChoiceRequest request{logits.data(),
+                              static_cast<std::int64_t>(logits.shape(0)),
+                              vocab_size,
+                              logits.stride(0),
+                              span(rows),
+                              span(temperature),
+                              span(top_k),
+                              span(top_p),
+                              span(min_p),
+                              span(seed),
+                              span(branch),
+                              span(position),
+                              span(num_logprobs),
+                              span(typical_p),
+                              span(repetition_penalty),
+                              span(frequency_penalty),
+                              span(presence_penalty),
+                              span(report_rows),
+                              span(edit_choices),
+                              span(edit_tokens),
+                              span(edit_values),
+                              span(count_choices),
+                              span(count_tokens),
+                              span(counts),
+                              span(allowed_choices),
+                              span(allowed_tokens)};
   check_choices(request);
   const std::size_t n = rows.size();
   std::int32_t width = 0;
@@ -393,8 +414,11 @@ NB_MODULE(_native, m) {
            "logits_rows"_a.noconvert())
       .def("choose", choose, "logits"_a.noconvert(), "rows"_a.noconvert(), "temperature"_a.noconvert(),
            "top_k"_a.noconvert(), "top_p"_a.noconvert(), "min_p"_a.noconvert(), "seed"_a.noconvert(),
-           "branch"_a.noconvert(), "position"_a.noconvert(), "num_logprobs"_a.noconvert(), "edit_choices"_a.noconvert(),
-           "edit_tokens"_a.noconvert(), "edit_values"_a.noconvert())
+           "branch"_a.noconvert(), "position"_a.noconvert(), "num_logprobs"_a.noconvert(), "typical_p"_a.noconvert(),
+           "repetition_penalty"_a.noconvert(), "frequency_penalty"_a.noconvert(), "presence_penalty"_a.noconvert(),
+           "report_rows"_a.noconvert(), "edit_choices"_a.noconvert(), "edit_tokens"_a.noconvert(),
+           "edit_values"_a.noconvert(), "count_choices"_a.noconvert(), "count_tokens"_a.noconvert(),
+           "counts"_a.noconvert(), "allowed_choices"_a.noconvert(), "allowed_tokens"_a.noconvert())
       .def("copy_blocks", copy_blocks, "pairs"_a.noconvert())
       .def("read_block", read_block, "block"_a)
       .def("write_block", write_block, "block"_a, "data"_a.noconvert())

@@ -39,7 +39,7 @@ std::string range(std::int64_t end) { return "must be in [0, " + std::to_string(
 
 // Scratch of one choice.
 struct Workspace {
-  float* edited;      // (V,)
+  float* adjusted;    // (V,)
   double* weights;    // (V,)
   std::int32_t* ids;  // (V,)
   float* values;      // (V,), shares memory with ids
@@ -51,17 +51,58 @@ Workspace carve(float* scratch, std::int64_t vocab_size) {
   return {scratch, reinterpret_cast<double*>(scratch + padded), ids, reinterpret_cast<float*>(ids)};
 }
 
-// The logits of choice r: the model's own, or a copy with its edits.
-const float* apply_edits(const ChoiceRequest& request, std::int64_t r, const float* row, float* edited) {
-  const auto [begin, end] =
-      std::equal_range(request.edit_choices.begin(), request.edit_choices.end(), static_cast<std::int32_t>(r));
-  if (begin == end) return row;
-  std::memcpy(edited, row, static_cast<std::size_t>(request.vocab_size) * sizeof(float));
-  for (auto i = begin - request.edit_choices.begin(); i < end - request.edit_choices.begin(); ++i) {
-    const auto edit = static_cast<std::size_t>(i);
-    edited[request.edit_tokens[edit]] += request.edit_values[edit];
+struct Entries {
+  std::size_t begin, end;
+  bool empty() const { return begin == end; }
+};
+
+// The entries of choice r, of a sorted list of choices.
+Entries entries_of(std::span<const std::int32_t> choices, std::int64_t r) {
+  if (choices.empty()) return {0, 0};
+  const auto [begin, end] = std::equal_range(choices.begin(), choices.end(), static_cast<std::int32_t>(r));
+  return {static_cast<std::size_t>(begin - choices.begin()), static_cast<std::size_t>(end - choices.begin())};
+}
+
+float value_or(std::span<const float> values, std::size_t r, float neutral) {
+  return values.empty() ? neutral : values[r];
+}
+
+void penalise(const ChoiceRequest& request, std::size_t r, Entries counted, float* logits) {
+  const float repetition = value_or(request.repetition_penalty, r, 1.0f);
+  const float frequency = value_or(request.frequency_penalty, r, 0.0f);
+  const float presence = value_or(request.presence_penalty, r, 0.0f);
+  for (std::size_t i = counted.begin; i < counted.end; ++i) {
+    float& x = logits[request.count_tokens[i]];
+    x = x > 0 ? x / repetition : x * repetition;
+    if (request.counts[i] > 0) {
+      x -= frequency * static_cast<float>(request.counts[i]);
+      x -= presence;
+    }
   }
-  return edited;
+}
+
+// The logits of choice r: the model's own, or a copy with its allowed set, edits and penalties. Null if the row is
+// faulty where the allowed set would hide it.
+const float* adjust(const ChoiceRequest& request, std::int64_t r, const float* row, const ElementwiseKernels& kernels,
+                    float* adjusted) {
+  const Entries allowed = entries_of(request.allowed_choices, r);
+  const Entries edits = entries_of(request.edit_choices, r);
+  const Entries counted = entries_of(request.count_choices, r);
+  if (allowed.empty() && edits.empty() && counted.empty()) return row;
+  const std::int64_t n = request.vocab_size;
+  if (allowed.empty()) {
+    std::memcpy(adjusted, row, static_cast<std::size_t>(n) * sizeof(float));
+  } else {
+    float max = 0;
+    if (!kernels.row_max(row, n, &max) || max == kInfinity) return nullptr;
+    std::fill_n(adjusted, n, -kInfinity);
+    for (std::size_t i = allowed.begin; i < allowed.end; ++i) {
+      adjusted[request.allowed_tokens[i]] = row[request.allowed_tokens[i]];
+    }
+  }
+  for (std::size_t i = edits.begin; i < edits.end; ++i) adjusted[request.edit_tokens[i]] += request.edit_values[i];
+  if (!counted.empty()) penalise(request, static_cast<std::size_t>(r), counted, adjusted);
+  return adjusted;
 }
 
 // The k-th largest of x, 0 < k < n. `values` has room for n floats.
@@ -90,23 +131,38 @@ struct MoreProbable {
   }
 };
 
-// The least probable id of the smallest set of most probable ones whose weight reaches top_p of the total. Reorders
-// ids.
-std::int32_t nucleus_edge(const float* logits, const double* weights, double top_p, std::int32_t* ids,
-                          std::int64_t count) {
+// More typical first, ties by lower id: information nearer to the entropy of what is kept. Information and entropy,
+// -z + ln(total) and -mean(z) + ln(total), differ by the distance of z from its mean.
+struct MoreTypical {
+  const float* logits;
+  double max, temperature, mean;
+
+  double z(std::int32_t id) const {
+    const double x = logits[id];
+    return x == max ? 0.0 : (x - max) / temperature;
+  }
+  bool operator()(std::int32_t a, std::int32_t b) const {
+    const double x = std::abs(z(a) - mean), y = std::abs(z(b) - mean);
+    return x != y ? x < y : a < b;
+  }
+};
+
+double sum_of(const double* weights, const std::int32_t* ids, std::int64_t count) {
   double total = 0.0;
   for (std::int64_t i = 0; i < count; ++i) total += weights[ids[i]];
-  // What weighs less than this cannot be reached: all of it together is less than the share that is cut off.
-  const double negligible = (1.0 - top_p) * total / static_cast<double>(count) * 0.999;
-  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return weights[id] < negligible; }) - ids;
+  return total;
+}
+
+// The last id, in the order of `before`, of the smallest set of first ones whose weight reaches `wanted`. Reorders ids.
+template <class Before>
+std::int32_t edge_of(const double* weights, double wanted, const Before& before, std::int32_t* ids,
+                     std::int64_t count) {
   // Halve the part that the cut lies in, until little is left to sort: ids[0 … begin) are kept, ids[end …) are not.
-  double wanted = top_p * total;  // of the weight from begin on
   std::int64_t begin = 0, end = count;
   while (end - begin > kSortLimit) {
     const std::int64_t middle = begin + (end - begin) / 2;
-    std::nth_element(ids + begin, ids + middle, ids + end, MoreProbable{logits});
-    double upper = 0.0;
-    for (std::int64_t i = begin; i < middle; ++i) upper += weights[ids[i]];
+    std::nth_element(ids + begin, ids + middle, ids + end, before);
+    const double upper = sum_of(weights, ids + begin, middle - begin);
     if (upper >= wanted) {
       end = middle;
     } else {
@@ -114,16 +170,25 @@ std::int32_t nucleus_edge(const float* logits, const double* weights, double top
       begin = middle;
     }
   }
-  std::sort(ids + begin, ids + end, MoreProbable{logits});
+  std::sort(ids + begin, ids + end, before);
   double reached = 0.0;
   while (begin < end && (begin == 0 || reached < wanted)) reached += weights[ids[begin++]];
   return ids[begin - 1];
 }
 
+// The least probable id of the smallest set of most probable ones whose weight reaches top_p of the total. Reorders
+// ids.
+std::int32_t nucleus_edge(const float* logits, const double* weights, double top_p, std::int32_t* ids,
+                          std::int64_t count) {
+  const double total = sum_of(weights, ids, count);
+  // What weighs less than this cannot be reached: all of it together is less than the share that is cut off.
+  const double negligible = (1.0 - top_p) * total / static_cast<double>(count) * 0.999;
+  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return weights[id] < negligible; }) - ids;
+  return edge_of(weights, top_p * total, MoreProbable{logits}, ids, count);
+}
+
 std::int32_t draw_from(const double* weights, const std::int32_t* ids, std::int64_t count, double u) {
-  double total = 0.0;
-  for (std::int64_t i = 0; i < count; ++i) total += weights[ids[i]];
-  const double target = u * total;
+  const double target = u * sum_of(weights, ids, count);
   double reached = 0.0;
   std::int32_t last = -1;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -168,15 +233,35 @@ std::int32_t draw_from_all(const double* weights, std::int64_t count, double tot
   return -1;
 }
 
+// Leaves of the first `count` ids, which are in id order, the smallest set of most typical ones whose weight reaches
+// typical_p of the total, in id order. Returns their number.
+std::int64_t keep_typical(const float* logits, double max, double temperature, double typical_p, const Workspace& work,
+                          std::int64_t count) {
+  std::int32_t* ids = work.ids;
+  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return !(work.weights[id] > 0); }) - ids;
+  MoreTypical better{logits, max, temperature, 0.0};
+  double total = 0.0, sum = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    total += work.weights[ids[i]];
+    sum += work.weights[ids[i]] * better.z(ids[i]);
+  }
+  better.mean = sum / total;
+  const std::int32_t edge = edge_of(work.weights, typical_p * total, better, ids, count);
+  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return better(edge, id); }) - ids;
+  std::sort(ids, ids + count);
+  return count;
+}
+
 std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* logits, float max,
                     const ElementwiseKernels& kernels, const Workspace& work) {
   const std::int64_t n = request.vocab_size;
   const double total = kernels.exp_weights(logits, n, max, request.temperature[r], work.weights);
   const double u = philox_uniform(request.seed[r], request.branch[r], request.position[r]);
   const double min_p = request.min_p[r], top_p = request.top_p[r];
+  const double typical_p = value_or(request.typical_p, r, 1.0f);
   const std::int64_t top_k = request.top_k[r];
   const bool limit = top_k > 0 && top_k < n;
-  if (min_p <= 0 && !limit && top_p >= 1) return draw_from_all(work.weights, n, total, u);
+  if (min_p <= 0 && !limit && top_p >= 1 && typical_p >= 1) return draw_from_all(work.weights, n, total, u);
   const float least = limit ? kth_largest(logits, n, top_k, work.values) : -kInfinity;
   const auto collect = [&](auto&& keep) {  // in id order
     std::int64_t count = 0;
@@ -192,6 +277,7 @@ std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* lo
     const std::int32_t edge = nucleus_edge(logits, work.weights, top_p, work.ids, count);
     count = collect([&](std::int32_t i) { return !better(edge, i); });
   }
+  if (typical_p < 1) count = keep_typical(logits, max, request.temperature[r], typical_p, work, count);
   return draw_from(work.weights, work.ids, count, u);
 }
 
@@ -228,6 +314,18 @@ void report(const ChoiceRequest& request, std::int64_t r, const float* row, std:
   }
 }
 
+void check_entries(const ChoiceRequest& request, const char* choices_field, std::span<const std::int32_t> choices,
+                   const char* tokens_field, std::span<const std::int32_t> tokens) {
+  const std::int64_t num = request.num_choices(), vocab_size = request.vocab_size;
+  check_all(choices_field, choices, choices.size(), [&](std::int32_t x) { return x >= 0 && x < num; }, range(num));
+  for (std::size_t i = 1; i < choices.size(); ++i) {
+    if (choices[i] < choices[i - 1]) fail(choices_field, i, choices[i], "must be sorted by choice");
+  }
+  check_all(
+      tokens_field, tokens, choices.size(), [&](std::int32_t x) { return x >= 0 && x < vocab_size; },
+      range(vocab_size));
+}
+
 }  // namespace
 
 void check_choices(const ChoiceRequest& request) {
@@ -246,18 +344,29 @@ void check_choices(const ChoiceRequest& request) {
   check_all("position", request.position, n, any, "");
   check_all(
       "num_logprobs", request.num_logprobs, n, [](std::int32_t x) { return x >= -1; }, "must be -1 (none) or more");
-  const std::size_t edits = request.edit_choices.size();
-  check_all(
-      "edit_choices", request.edit_choices, edits, [&](std::int32_t x) { return x >= 0 && x < request.num_choices(); },
-      range(request.num_choices()));
-  for (std::size_t i = 1; i < edits; ++i) {
-    if (request.edit_choices[i] < request.edit_choices[i - 1])
-      fail("edit_choices", i, request.edit_choices[i], "must be sorted by choice");
+  const auto optional = [&](const char* field, std::span<const float> values, auto&& valid, const std::string& hint) {
+    if (!values.empty()) check_all(field, values, n, valid, hint);
+  };
+  optional("typical_p", request.typical_p, [](float x) { return x > 0 && x <= 1; }, "must be in (0, 1]");
+  optional(
+      "repetition_penalty", request.repetition_penalty, [](float x) { return std::isfinite(x) && x > 0; },
+      "must be finite and above 0");
+  const auto finite = [](float x) { return std::isfinite(x); };
+  optional("frequency_penalty", request.frequency_penalty, finite, "must be finite");
+  optional("presence_penalty", request.presence_penalty, finite, "must be finite");
+  if (!request.report_rows.empty()) {
+    check_all(
+        "report_rows", request.report_rows, n, [&](std::int32_t x) { return x >= 0 && x < request.num_rows; },
+        range(request.num_rows));
   }
-  check_all(
-      "edit_tokens", request.edit_tokens, edits, [&](std::int32_t x) { return x >= 0 && x < request.vocab_size; },
-      range(request.vocab_size));
+  const std::size_t edits = request.edit_choices.size();
+  check_entries(request, "edit_choices", request.edit_choices, "edit_tokens", request.edit_tokens);
   check_all("edit_values", request.edit_values, edits, any, "");
+  check_entries(request, "count_choices", request.count_choices, "count_tokens", request.count_tokens);
+  check_all(
+      "counts", request.counts, request.count_choices.size(), [](std::int32_t x) { return x >= 0; },
+      "must not be negative");
+  check_entries(request, "allowed_choices", request.allowed_choices, "allowed_tokens", request.allowed_tokens);
 }
 
 void choose_one(const ChoiceRequest& request, std::int64_t index, const ElementwiseKernels& kernels, float* scratch,
@@ -272,14 +381,16 @@ void choose_one(const ChoiceRequest& request, std::int64_t index, const Elementw
   std::fill_n(result.top_logprobs + index * result.width, result.width, std::numeric_limits<float>::quiet_NaN());
 
   const float* row = request.logits + request.rows[r] * request.stride;
-  const float* logits = apply_edits(request, index, row, work.edited);
+  const float* logits = adjust(request, index, row, kernels, work.adjusted);
   float max = 0;
-  if (!kernels.row_max(logits, n, &max) || !std::isfinite(max)) return;
+  if (logits == nullptr || !kernels.row_max(logits, n, &max) || !std::isfinite(max)) return;
   const std::int32_t token = request.temperature[r] == 0
                                  ? static_cast<std::int32_t>(std::find(logits, logits + n, max) - logits)
                                  : sample(request, r, logits, max, kernels, work);
   result.token_ids[r] = token;
-  if (token >= 0 && request.num_logprobs[r] >= 0) report(request, index, row, token, kernels, work, result);
+  if (token < 0 || request.num_logprobs[r] < 0) return;
+  const float* reported = request.report_rows.empty() ? row : request.logits + request.report_rows[r] * request.stride;
+  report(request, index, reported, token, kernels, work, result);
 }
 
 }  // namespace octavo

@@ -1,5 +1,6 @@
-// Token choice: edits, greedy or temperature / min_p / top_k / top_p, a counter-based draw, log-probabilities. The rule
-// is stated once, by ChoiceBatch in octavo/backends/base.py. Each choice is independent of all others.
+// Token choice: allowed set, edits, penalties, greedy or temperature / min_p / top_k / top_p / typical_p, a
+// counter-based draw, log-probabilities. The rule is stated once, by ChoiceBatch in octavo/backends/base.py. Each
+// choice is independent of all others, and costs only what it asks for.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -18,8 +19,12 @@ struct ChoiceRequest {
   std::span<const std::uint64_t> seed;
   std::span<const std::uint32_t> branch, position;
   std::span<const std::int32_t> num_logprobs;
+  std::span<const float> typical_p, repetition_penalty, frequency_penalty, presence_penalty;  // or empty: neutral
+  std::span<const std::int32_t> report_rows;                                                  // or empty: rows
   std::span<const std::int32_t> edit_choices, edit_tokens;
   std::span<const float> edit_values;
+  std::span<const std::int32_t> count_choices, count_tokens, counts;
+  std::span<const std::int32_t> allowed_choices, allowed_tokens;
 
   std::int64_t num_choices() const { return static_cast<std::int64_t>(rows.size()); }
 };

@@ -234,8 +234,9 @@ void test_choices(Random& random) {
   constexpr std::int64_t kRows = 60, kWidth = 333;
   Buffer<float> logits = normal_floats(kRows * kWidth, random, 4.0f);
   for (std::int64_t i = 0; i < logits.size(); i += 1 + below(random, 40)) logits[i] = random() % 2 ? -INFINITY : 5.0f;
-  std::vector<std::int32_t> rows, top_k, num_logprobs, edit_choices, edit_tokens;
-  std::vector<float> temperature, top_p, min_p, edit_values;
+  std::vector<std::int32_t> rows, top_k, num_logprobs, edit_choices, edit_tokens, count_choices, count_tokens, counts;
+  std::vector<std::int32_t> allowed_choices, allowed_tokens;
+  std::vector<float> temperature, top_p, min_p, typical_p, repetition, frequency, presence, edit_values;
   std::vector<std::uint64_t> seed;
   std::vector<std::uint32_t> branch, position;
   const float temperatures[] = {0, 0.2f, 1, 3}, shares[] = {1, 0.9f, 0.3f, 1e-6f};
@@ -248,10 +249,18 @@ void test_choices(Random& random) {
     num_logprobs.push_back(r % 5 - 1), edit_choices.push_back(r),
         edit_tokens.push_back(static_cast<std::int32_t>(below(random, kWidth)));
     edit_values.push_back(r % 2 ? -INFINITY : 2.0f);
+    typical_p.push_back(shares[r % 3]), repetition.push_back(r % 3 ? 1.0f : 1.3f);
+    frequency.push_back(r % 2 ? 0.0f : 0.7f), presence.push_back(r % 2 ? -0.4f : 0.4f);
+    for (std::int32_t i = 0; i < r % 4; ++i) {
+      count_choices.push_back(r), count_tokens.push_back(i * 80 + r), counts.push_back(i);
+    }
+    for (std::int32_t i = 0; r % 5 == 4 && i < 200; ++i) allowed_choices.push_back(r), allowed_tokens.push_back(i);
   }
-  const ChoiceRequest request{logits.data(), kRows,        kWidth,      kWidth,     rows,   temperature,
-                              top_k,         top_p,        min_p,       seed,       branch, position,
-                              num_logprobs,  edit_choices, edit_tokens, edit_values};
+  const ChoiceRequest request{logits.data(),   kRows,         kWidth,      kWidth,        rows,         temperature,
+                              top_k,           top_p,         min_p,       seed,          branch,       position,
+                              num_logprobs,    typical_p,     repetition,  frequency,     presence,     {},
+                              edit_choices,    edit_tokens,   edit_values, count_choices, count_tokens, counts,
+                              allowed_choices, allowed_tokens};
   std::vector<std::int32_t> first;
   for (const IsaFamily& isa : available_isa_families()) {
     Model model(isa, 2, KvType::F32);

@@ -6,6 +6,7 @@ A test fails if so bad a fit has a probability below 10⁻⁵; draws are a funct
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ LIMITS = [
     {"temperature": 1.0, "top_p": 0.8},
     {"temperature": 1.0, "min_p": 0.05},
     {"temperature": 1.3, "top_k": 20, "top_p": 0.9},
+    {"temperature": 1.0, "typical_p": 0.5},
+    {"temperature": 1.4, "typical_p": 0.9, "top_k": 30},
     {"temperature": 0.8, "top_k": 12, "top_p": 0.95, "min_p": 0.02},
 ]
 
@@ -73,6 +76,30 @@ def test_frequencies(exe: Executable, varied: str, limits: dict[str, float]) -> 
     batch = choice_batch([0] * NUM_DRAWS, **{"seed": 12345, varied: np.arange(NUM_DRAWS)}, **limits)
     counts = np.bincount(exe.choose(logits, batch).token_ids, minlength=VOCAB)
     check_fit(counts, slow_weights([float(x) for x in logits[0]], **exact_limits(limits)))
+
+
+@pytest.mark.parametrize("allowed", [(), range(0, VOCAB, 3)], ids=["any", "some"])
+def test_frequencies_under_penalties(exe: Executable, allowed: Sequence[int]) -> None:
+    """Bias, penalties and an allowed set against softmax of the logits that the formulas give."""
+    rng = np.random.default_rng(8)
+    logits = rng.normal(0, 1.5, (1, VOCAB)).astype(np.float32)
+    one = {
+        "edit_tokens": rng.permutation(VOCAB)[:6], "edit_values": rng.uniform(-3, 3, 6).astype(np.float32),
+        "count_tokens": rng.permutation(VOCAB)[:20], "counts": rng.integers(0, 4, 20), "allowed_tokens": np.array(allowed, np.int32),
+    }  # fmt: skip
+    choices = {"edit_tokens": "edit_choices", "count_tokens": "count_choices", "allowed_tokens": "allowed_choices"}
+    entries = {name: np.tile(values, NUM_DRAWS) for name, values in one.items()}
+    entries |= {choices[name]: np.repeat(np.arange(NUM_DRAWS), len(one[name])) for name in choices}
+    penalties = {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.3}
+    token_ids = exe.choose(logits, choice_batch([0] * NUM_DRAWS, seed=3, position=range(NUM_DRAWS), **penalties, **entries)).token_ids
+
+    x = logits[0].astype(np.float64)
+    x[one["edit_tokens"]] += one["edit_values"]
+    seen, counts = one["count_tokens"], one["counts"]
+    x[seen] = np.where(x[seen] > 0, x[seen] / 1.3, x[seen] * 1.3)
+    x[seen] -= 0.4 * counts - 0.3 * (counts > 0)
+    kept = np.isin(np.arange(VOCAB), allowed) if len(allowed) else np.ones(VOCAB, bool)
+    check_fit(np.bincount(token_ids, minlength=VOCAB), np.where(kept, np.exp(x), 0.0).tolist())
 
 
 def test_different_rows_in_one_batch(exe: Executable) -> None:

@@ -11,7 +11,7 @@ import pytest
 from octavo.backends.base import Backend, ChoiceBatch, Choices, Executable
 from octavo.backends.reference.philox import philox4x32, uniform
 
-from .choices import choice_batch, philox, slow_choice, slow_weights
+from .choices import alone, choice_batch, philox, slow_adjusted, slow_choice, slow_weights
 from .programs import LittleLlama, compile_program
 
 VOCAB = 200
@@ -37,8 +37,11 @@ def separated_logits(rows: int, seed: int = 0, vocab: int = VOCAB) -> Float32Arr
 
 
 def random_batch(num: int, rows: int, seed: int = 1) -> ChoiceBatch:
-    """Choices with every combination of limits, several from one row."""
+    """Choices with every combination of limits and penalties, several from one row."""
     rng = np.random.default_rng(seed)
+    count_choices = np.repeat(np.arange(num), rng.choice([0, 0, 1, 7, 60], num))
+    allowed_choices = np.repeat(np.arange(num), rng.choice([0, 0, 0, 3, 40, VOCAB // 2], num))
+    distinct = np.concatenate([rng.permutation(VOCAB)[: (count_choices == r).sum()] for r in range(num)])
 
     def sometimes(values: npt.NDArray[np.floating | np.integer], neutral: float, dtype: type) -> npt.NDArray[np.generic]:
         return np.where(rng.random(num) < 0.5, neutral, values).astype(dtype)
@@ -56,15 +59,16 @@ def random_batch(num: int, rows: int, seed: int = 1) -> ChoiceBatch:
         edit_choices=np.sort(rng.integers(0, num, num)),
         edit_tokens=rng.integers(0, VOCAB, num),
         edit_values=rng.choice([-INF, -2.5, 0.75, 20.0], num),
+        typical_p=sometimes(rng.choice([1e-6, 0.2, 0.5, 0.95], num), 1.0, np.float32),
+        repetition_penalty=sometimes(rng.choice([0.5, 1.1, 1.7], num), 1.0, np.float32),
+        frequency_penalty=sometimes(rng.choice([-2.0, 0.3, 1.9], num), 0.0, np.float32),
+        presence_penalty=sometimes(rng.choice([-1.1, 0.2, 2.0], num), 0.0, np.float32),
+        count_choices=count_choices,
+        count_tokens=distinct,
+        counts=rng.integers(0, 5, len(count_choices)),
+        allowed_choices=allowed_choices,
+        allowed_tokens=rng.integers(0, VOCAB, len(allowed_choices)),
     )
-
-
-def edited_row(logits: Float32Array, batch: ChoiceBatch, r: int) -> list[float]:
-    row = [float(x) for x in logits[batch.rows[r]]]
-    for choice, token, value in zip(batch.edit_choices, batch.edit_tokens, batch.edit_values, strict=True):
-        if choice == r:
-            row[token] = float(np.float32(row[token] + float(value)))
-    return row
 
 
 def test_every_combination_follows_the_rule(exe: Executable) -> None:
@@ -72,8 +76,9 @@ def test_every_combination_follows_the_rule(exe: Executable) -> None:
     got = exe.choose(logits, batch)
     for r in range(len(batch.rows)):
         want = slow_choice(
-            edited_row(logits, batch, r), float(batch.temperature[r]), int(batch.seed[r]), int(batch.branch[r]), int(batch.position[r]),
-            top_k=int(batch.top_k[r]), top_p=float(batch.top_p[r]), min_p=float(batch.min_p[r]),
+            slow_adjusted(logits[batch.rows[r]], batch, r), float(batch.temperature[r]),
+            int(batch.seed[r]), int(batch.branch[r]), int(batch.position[r]),
+            top_k=int(batch.top_k[r]), top_p=float(batch.top_p[r]), min_p=float(batch.min_p[r]), typical_p=float(batch.typical_p[r]),
         )  # fmt: skip
         assert got.token_ids[r] == want, f"choice {r}"
 
@@ -83,29 +88,23 @@ def test_a_choice_in_a_batch_is_the_choice_alone(exe: Executable) -> None:
     logits, batch = separated_logits(20, seed=4), random_batch(300, 20, seed=5)
     together = exe.choose(logits, batch)
     for r in range(len(batch.rows)):
-        mine = batch.edit_choices == r
-        single = ChoiceBatch(
-            *(getattr(batch, name)[r : r + 1] for name in
-              ("rows", "temperature", "top_k", "top_p", "min_p", "seed", "branch", "position", "num_logprobs")),
-            np.zeros(mine.sum(), np.int32), batch.edit_tokens[mine], batch.edit_values[mine],
-        )  # fmt: skip
-        alone = exe.choose(logits, single)
-        width = alone.top_ids.shape[1]
+        single = exe.choose(logits, alone(batch, r))
+        width = single.top_ids.shape[1]
         assert width == max(0, batch.num_logprobs[r])
-        assert alone.token_ids[0] == together.token_ids[r]
-        assert alone.ranks[0] == together.ranks[r]
-        assert np.array_equal(alone.logprobs, together.logprobs[r : r + 1], equal_nan=True)
-        assert np.array_equal(alone.top_ids[0], together.top_ids[r, :width])
-        assert np.array_equal(alone.top_logprobs[0], together.top_logprobs[r, :width], equal_nan=True)
+        assert single.token_ids[0] == together.token_ids[r]
+        assert single.ranks[0] == together.ranks[r]
+        assert np.array_equal(single.logprobs, together.logprobs[r : r + 1], equal_nan=True)
+        assert np.array_equal(single.top_ids[0], together.top_ids[r, :width])
+        assert np.array_equal(single.top_logprobs[0], together.top_logprobs[r, :width], equal_nan=True)
 
 
 def test_threads_do_not_matter(backend: Backend, exe: Executable) -> None:
     logits, batch = separated_logits(20, seed=2), random_batch(200, 20, seed=3)
     model = LittleLlama(vocab_size=32, hidden=32, intermediate=32, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=32)
-    alone = compile_program(backend, *model.build(), num_threads=1).choose(logits, batch)
+    one_thread = compile_program(backend, *model.build(), num_threads=1).choose(logits, batch)
     several = exe.choose(logits, batch)
     for name in ("token_ids", "logprobs", "ranks", "top_ids", "top_logprobs"):
-        assert np.array_equal(getattr(alone, name), getattr(several, name), equal_nan=name.endswith("logprobs"))
+        assert np.array_equal(getattr(one_thread, name), getattr(several, name), equal_nan=name.endswith("logprobs"))
 
 
 def test_logprobs_ranks_and_top_ids(exe: Executable) -> None:
@@ -212,6 +211,67 @@ def test_banned_tokens_are_never_chosen(exe: Executable) -> None:
     assert np.array_equal(row, [[5.0, 1.0, 4.0, 2.0]]), "the logits themselves must stay as they are"
 
 
+def test_only_allowed_tokens_are_chosen(exe: Executable) -> None:
+    row = np.array([[5.0, 1.0, 4.0, 2.0]], np.float32)
+    several = {"allowed_choices": [0] * 3, "allowed_tokens": [3, 1, 3]}
+    assert exe.choose(row, choice_batch([0, 0], temperature=0.0, **several)).token_ids.tolist() == [3, 0]
+    batch = choice_batch([0] * 400, seed=range(400), allowed_choices=np.repeat(np.arange(400), 2), allowed_tokens=[1, 3] * 400)
+    assert set(exe.choose(row, batch).token_ids.tolist()) == {1, 3}
+    ban = {"edit_choices": [0], "edit_tokens": [3], "edit_values": [-INF]}
+    assert exe.choose(row, choice_batch([0], allowed_choices=[0], allowed_tokens=[3], **ban)).token_ids[0] == -1
+
+
+@pytest.mark.parametrize("fault", [NAN, INF])
+def test_a_fault_outside_the_allowed_set_is_one(exe: Executable, fault: float) -> None:
+    for temperature in (0.0, 1.0):
+        one_is_allowed = {"temperature": temperature, "allowed_choices": [0], "allowed_tokens": [0]}
+        assert exe.choose(np.array([[1.0, fault, 2.0]], np.float32), choice_batch([0], **one_is_allowed)).token_ids[0] == -1
+
+
+def test_penalties_are_the_formulas(exe: Executable) -> None:
+    """Counts of 0 (tokens of the prompt alone) meet the repetition penalty only; every logit is read out through the report."""
+    logits = np.array([[2.0, -2.0, 1.0, -1.0, 3.0]], np.float32)
+    settings = {"repetition_penalty": 1.6, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    counted = {"count_choices": [0, 0, 0, 0], "count_tokens": [0, 1, 2, 3], "counts": [0, 0, 3, 1]}
+    want = np.array([2 / 1.6, -2 * 1.6, 1 / 1.6 - 3 * 0.5 - 0.25, -1 * 1.6 - 0.5 - 0.25, 3.0])
+    assert np.allclose(slow_adjusted(logits[0].tolist(), choice_batch([0], **settings, **counted), 0), want, atol=1e-6)
+    batch = choice_batch([0] * 4000, seed=range(4000), **settings, **{
+        name: np.tile(values, 4000) if name != "count_choices" else np.repeat(np.arange(4000), 4) for name, values in counted.items()
+    })  # fmt: skip
+    frequency = np.bincount(exe.choose(logits, batch).token_ids, minlength=5) / 4000
+    assert np.abs(frequency - np.exp(want) / np.exp(want).sum()).max() < 0.03
+
+
+def test_penalties_of_a_token_that_was_made_likely(exe: Executable) -> None:
+    """Edits come before penalties: a bias is penalised too."""
+    edits = {"edit_choices": [0], "edit_tokens": [1], "edit_values": [4.0]}
+    counted = {"count_choices": [0], "count_tokens": [1], "counts": [1], "repetition_penalty": 2.0}
+    row = np.array([[1.0, -1.0, 1.4]], np.float32)  # -1 + 4 = 3, and 3 / 2 = 1.5; the other way round it would be -2 + 4 = 2
+    assert exe.choose(row, choice_batch([0], temperature=0.0, **edits, **counted)).token_ids[0] == 1
+    row[0, 2] = 1.6
+    assert exe.choose(row, choice_batch([0], temperature=0.0, **edits, **counted)).token_ids[0] == 2
+
+
+def test_the_report_may_be_of_another_row(exe: Executable) -> None:
+    """Where a caller has changed a row, the log-probabilities are still the model's."""
+    logits = separated_logits(4, seed=12)
+    changed = exe.choose(logits, choice_batch([2, 3], report_rows=[0, 1], temperature=0.0, num_logprobs=3))
+    assert changed.token_ids.tolist() == logits[2:].argmax(axis=1).tolist()
+    for r in range(2):
+        assert changed.top_ids[r].tolist() == np.argsort(-logits[r], kind="stable")[:3].tolist()
+        assert changed.ranks[r] == 1 + (logits[r] > logits[r][changed.token_ids[r]]).sum()
+
+
+def test_typical_tokens_are_those_near_the_entropy(exe: Executable) -> None:
+    """By hand: of p = (0.5, 0.25, 0.125, 0.125) with entropy 1.75 bits, informations 1, 2, 3, 3 lie 0.75, 0.25, 1.25, 1.25 from it."""
+    logits = np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32))
+    for typical_p, kept in [(0.2, {1}), (0.26, {0, 1}), (0.74, {0, 1}), (0.8, {0, 1, 2}), (0.9, {0, 1, 2, 3})]:
+        batch = choice_batch([0] * 300, seed=range(300), typical_p=typical_p)
+        assert set(exe.choose(logits, batch).token_ids.tolist()) == kept
+    batch = choice_batch([0] * 300, seed=range(300), typical_p=0.3, top_k=1)  # of what is left, one token, all are typical
+    assert set(exe.choose(logits, batch).token_ids.tolist()) == {0}
+
+
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1.0, 100.0])
 def test_extreme_temperatures(exe: Executable, temperature: float) -> None:
     rng = np.random.default_rng(0)
@@ -223,9 +283,15 @@ def test_extreme_temperatures(exe: Executable, temperature: float) -> None:
 
 def test_a_large_vocabulary(exe: Executable) -> None:
     logits = separated_logits(2, vocab=49152)
-    limited = {"top_k": [0, 40, 0, 0], "top_p": [1.0, 1.0, 0.95, 1.0], "min_p": [0, 0, 0, 0.01]}
+    limited = {"top_k": [0, 40, 0, 0], "top_p": [1.0, 1.0, 0.95, 1.0], "min_p": [0, 0, 0, 0.01], "typical_p": [1, 1, 1, 0.6]}
     got = exe.choose(logits, choice_batch([0, 0, 1, 1], temperature=0.9, seed=11, num_logprobs=20, **limited))
-    limits = [{}, {"top_k": 40}, {"top_p": float(np.float32(0.95))}, {"min_p": float(np.float32(0.01))}]
+    min_p, typical_p = float(np.float32(0.01)), float(np.float32(0.6))
+    limits = [
+        {},
+        {"top_k": 40},
+        {"top_p": float(np.float32(0.95))},
+        {"min_p": min_p, "typical_p": typical_p},
+    ]
     for r, limit in enumerate(limits):
         row = [float(x) for x in logits[r // 2]]
         assert got.token_ids[r] == slow_choice(row, float(np.float32(0.9)), seed=11, **limit)

@@ -6,7 +6,7 @@ The error is a ``ValueError`` that names the field, the index and the value, and
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -197,12 +197,28 @@ BAD_CHOICES = [
     ("edit_choices", 1, 0),
     ("edit_tokens", 1, 40),
     ("edit_tokens", 0, -1),
+    ("typical_p", 1, 0.0),
+    ("typical_p", 0, 1.5),
+    ("repetition_penalty", 2, 0.0),
+    ("repetition_penalty", 0, np.inf),
+    ("frequency_penalty", 1, np.nan),
+    ("presence_penalty", 0, -np.inf),
+    ("report_rows", 2, 2),
+    ("count_choices", 1, 3),
+    ("count_choices", 1, 0),
+    ("count_tokens", 0, 40),
+    ("counts", 1, -1),
+    ("allowed_choices", 0, -1),
+    ("allowed_tokens", 1, 40),
 ]
 
 
 def good_choices() -> ChoiceBatch:
     edits = {"edit_choices": [1, 2], "edit_tokens": [5, 6], "edit_values": [1.0, -1.0]}
-    return choice_batch([0, 1, 1], temperature=[0.0, 1.0, 0.7], **edits)
+    counted = {"count_choices": [1, 2], "count_tokens": [5, 6], "counts": [1, 0]}
+    allowed = {"allowed_choices": [1, 1], "allowed_tokens": [5, 6]}
+    penalties = {"repetition_penalty": 1.1, "frequency_penalty": 0.1, "presence_penalty": 0.1}
+    return choice_batch([0, 1, 1], temperature=[0.0, 1.0, 0.7], typical_p=0.9, report_rows=0, **penalties, **edits, **counted, **allowed)
 
 
 @pytest.mark.parametrize(("field", "index", "value"), BAD_CHOICES)
@@ -210,7 +226,7 @@ def test_bad_value_in_a_choice(exe: Executable, field: str, index: int, value: f
     batch = good_choices()
     array = getattr(batch, field).copy()
     array[index] = value
-    if field == "edit_choices" and value == 0:
+    if field.endswith("_choices") and value == 0:
         array[0] = 2  # 2, 0: not sorted
     with pytest.raises(ValueError, match=re.escape(f"{field}[{index}] = ")):
         exe.choose(np.zeros((2, 40), np.float32), replace(batch, **{field: array}))
@@ -218,6 +234,7 @@ def test_bad_value_in_a_choice(exe: Executable, field: str, index: int, value: f
 
 def test_choice_arrays_of_unequal_length(exe: Executable) -> None:
     logits, batch = np.zeros((2, 40), np.float32), good_choices()
-    for field in ("temperature", "top_k", "top_p", "min_p", "seed", "branch", "position", "num_logprobs", "edit_tokens", "edit_values"):
+    independent = ("rows", "edit_choices", "count_choices", "allowed_choices")
+    for field in (f.name for f in fields(batch) if f.name not in independent):
         with pytest.raises((ValueError, TypeError), match=field):
             exe.choose(logits, replace(batch, **{field: np.resize(getattr(batch, field), 7)}))

@@ -34,7 +34,7 @@ class RecordingRunner(ModelRunner):
     """Keeps the bytes of every logits row, and insists that a row computed twice is the same both times."""
 
     def __init__(self, engine: LLMEngine) -> None:
-        super().__init__(engine.model.executable, engine.eos_token_ids)
+        super().__init__(engine.model.executable)
         self.logits: dict[Key, bytes] = {}
 
     def choose(self, sequences: list[Sequence], logits: Float32Array) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:

@@ -27,7 +27,7 @@ _MODULUS = (1 << 61) - 1
 
 
 def toy_logits(token_ids: list[int]) -> Float32Array:
-    """The model itself: (VOCAB,) logits of what follows these tokens."""
+    """(VOCAB,) of the token that comes after these."""
     digest = 0
     for token in token_ids:
         digest = (digest * 1_000_003 + token + 7) % _MODULUS
@@ -92,7 +92,7 @@ def toy_engine(num_blocks: int = 4096, **config: Any) -> LLMEngine:
         special_ids=frozenset({EOS}),
         token_bytes=lambda i: b"%d " % i,
         first_token_bytes=lambda i: b"%d " % i,
-        encode=lambda text: list(text.encode()),
+        encode=lambda text, **_: list(text.encode()),
     )
     model = LoadedModel(
         name="toy",

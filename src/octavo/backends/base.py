@@ -26,6 +26,14 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 
+def _no_ids() -> Int32Array:
+    return np.zeros(0, np.int32)
+
+
+def _no_floats() -> Float32Array:
+    return np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class StepInput:
     """One step over S sequences as flat ragged arrays, C-contiguous. T scheduled tokens, L logits rows.
@@ -48,17 +56,26 @@ class StepInput:
 class ChoiceBatch:
     """R token choices. Choice r draws from logits row ``rows[r]``; several may draw from one row (n > 1).
 
-    The rule, in this order. *Edits*: ``edit_values[i]`` is added to logit ``edit_tokens[i]`` of choice
-    ``edit_choices[i]`` (-inf bans it); edits are sorted by choice. *Greedy* (temperature 0): the largest logit, the lowest id
-    among equals. Otherwise logits are divided by the temperature, then tokens are kept if: probability ≥ min_p · the largest
-    (0 keeps all); logit ≥ the top_k-th largest (0 keeps all); they belong to the smallest set of most probable
-    tokens, ties by lower id, whose probability (renormalised after top_k) reaches top_p (1 keeps all). The draw inverts
-    the kept tokens' cumulative weights in id order at u · total, where u ∈ [0, 1) comes from
-    Philox4x32-10 with key = (seed's low, high 32 bits) and counter = (position, branch, 0, 0):
-    u = ((x₀ · 2³² + x₁) >> 11) · 2⁻⁵³.
+    The rule, in this order, in fp32 up to the temperature:
 
-    Log-probabilities are log-softmax of the logits as the model gave them: before edits and temperature.
-    ``num_logprobs[r]``: -1 none; k ≥ 0 the chosen token's, its rank and the k most probable tokens.
+    1. *Allowed*: if ``allowed_choices`` names choice r, the logits of all tokens but those are -inf.
+    2. *Edits*: ``edit_values[i]`` is added to logit ``edit_tokens[i]`` of choice ``edit_choices[i]`` (-inf bans it), in order.
+    3. *Penalties*, for each (token, count) of ``count_choices, count_tokens, counts``, where a count of 0 is a token of the prompt
+       alone: x ← x / repetition_penalty if x > 0, else x · repetition_penalty; if count > 0, x ← x - frequency_penalty · count, then
+       x ← x - presence_penalty. A choice names a token once.
+    4. *Greedy* (temperature 0): the largest logit, the lowest id among equals.
+    5. Otherwise logits are divided by the temperature, then tokens are kept if: probability ≥ min_p · the largest (0 keeps all);
+       logit ≥ the top_k-th largest (0 keeps all); they belong to the smallest set of most probable tokens, ties by lower id,
+       whose probability (renormalised after top_k) reaches top_p (1 keeps all); they belong to the smallest set of most typical tokens,
+       ties by lower id, whose probability (renormalised after top_p) reaches typical_p (1 keeps all): those whose information
+       -ln p is nearest to the entropy of the kept tokens (Meister et al. 2023, Locally Typical Sampling).
+    6. The draw inverts the kept tokens' cumulative weights in id order at u · total, where u ∈ [0, 1) comes from
+       Philox4x32-10 with key = (seed's low, high 32 bits) and counter = (position, branch, 0, 0):
+       u = ((x₀ · 2³² + x₁) >> 11) · 2⁻⁵³.
+
+    The ``*_choices`` arrays are sorted. Log-probabilities are log-softmax of the logits as the model gave them, row
+    ``report_rows[r]`` (``rows[r]`` where that is empty): before anything above. ``num_logprobs[r]``: -1 none; k ≥ 0 the chosen
+    token's, its rank and the k most probable tokens.
     """
 
     rows: Int32Array  # (R,)
@@ -70,9 +87,19 @@ class ChoiceBatch:
     branch: UInt32Array  # (R,)
     position: UInt32Array  # (R,) position of the token being chosen
     num_logprobs: Int32Array  # (R,)
-    edit_choices: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))  # (E,)
-    edit_tokens: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))  # (E,)
-    edit_values: Float32Array = field(default_factory=lambda: np.zeros(0, np.float32))  # (E,)
+    typical_p: Float32Array = field(default_factory=_no_floats)  # (R,), or empty: 1
+    repetition_penalty: Float32Array = field(default_factory=_no_floats)  # (R,), or empty: 1
+    frequency_penalty: Float32Array = field(default_factory=_no_floats)  # (R,), or empty: 0
+    presence_penalty: Float32Array = field(default_factory=_no_floats)  # (R,), or empty: 0
+    report_rows: Int32Array = field(default_factory=_no_ids)  # (R,), or empty: rows
+    edit_choices: Int32Array = field(default_factory=_no_ids)  # (E,)
+    edit_tokens: Int32Array = field(default_factory=_no_ids)  # (E,)
+    edit_values: Float32Array = field(default_factory=_no_floats)  # (E,)
+    count_choices: Int32Array = field(default_factory=_no_ids)  # (C,)
+    count_tokens: Int32Array = field(default_factory=_no_ids)  # (C,)
+    counts: Int32Array = field(default_factory=_no_ids)  # (C,)
+    allowed_choices: Int32Array = field(default_factory=_no_ids)  # (A,)
+    allowed_tokens: Int32Array = field(default_factory=_no_ids)  # (A,)
 
 
 @dataclass(frozen=True, slots=True)

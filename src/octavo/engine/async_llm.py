@@ -13,14 +13,13 @@ import queue
 import sys
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
-from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
+from octavo.decoding import RequestOutputKind, SamplingParams
 from octavo.engine.handle import EngineHandle
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
@@ -45,7 +44,7 @@ class _Stream:
 
     __slots__ = ("_arrived", "_items", "_replace", "loop", "request_id")
 
-    def __init__(self, request_id: str, params: SamplingParams | BeamSearchParams) -> None:
+    def __init__(self, request_id: str, params: SamplingParams) -> None:
         self.request_id = request_id
         self.loop = asyncio.get_running_loop()
         self._items: deque[RequestOutput | Exception] = deque()
@@ -115,7 +114,7 @@ class AsyncLLM(EngineHandle):
     # -- requests -------------------------------------------------------------------------------------------
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | BeamSearchParams | None = None, request_id: str | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
         """Yields outputs as ``sampling_params.output_kind`` says, the last one with ``finished`` set.
 
@@ -147,11 +146,6 @@ class AsyncLLM(EngineHandle):
             del self._keys[request_id]
             if not finished:
                 self._commands.put(lambda: self._abort(key))
-
-    async def beam_search(self, prompt: Prompt, params: BeamSearchParams, request_id: str | None = None) -> RequestOutput:
-        """The best texts, best first. Cancelling it, and what it raises: as ``generate``."""
-        async with aclosing(cast(AsyncGenerator[RequestOutput, None], self.generate(prompt, params, request_id))) as outputs:
-            return [output async for output in outputs][-1]
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its stream gets a last output with ``finish_reason="abort"``. Unknown ids are ignored."""
@@ -216,7 +210,7 @@ class AsyncLLM(EngineHandle):
                 return False
             command()
 
-    def _add(self, key: str, text: str | None, token_ids: list[int], params: SamplingParams | BeamSearchParams) -> None:
+    def _add(self, key: str, text: str | None, token_ids: list[int], params: SamplingParams) -> None:
         try:
             self.engine.add_tokenized(key, text, token_ids, params)
         except Exception as error:

@@ -7,6 +7,7 @@ ends its request alone.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.base import ChoiceBatch, Choices, Executable, Float32Array, StepInput
-from octavo.decoding import logit_edits
+from octavo.backends.base import ChoiceBatch, Choices, Executable, Float32Array, Int32Array, StepInput
+from octavo.engine.logits_processors import process_logits
 from octavo.engine.prompt_scores import PromptScores, split_rows
 from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from octavo.engine.sequence import Sequence
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 NOT_NUMBERS = "the model gave logits that are not numbers, or no token was left to choose from"
 
 _SMALLEST_TOP_P = np.float32(2.0**-126)
-"""Anything above zero keeps the most probable token; it must not be rounded to zero."""
+"""Anything above zero keeps a token; it must not be rounded to zero. Of top_p, and of typical_p."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,33 @@ def _flat(parts: Iterable[Iterable[int]], dtype: Any) -> npt.NDArray[Any]:
     return np.fromiter((x for part in parts for x in part), dtype)
 
 
+class _Entries:
+    """Arrays of some choices, to be joined."""
+
+    def __init__(self) -> None:
+        self._choices: list[int] = []
+        self._arrays: list[tuple[array[Any], ...]] = []
+
+    def add(self, choice: int, *arrays: array[Any]) -> None:
+        """``arrays`` have equal lengths and must not change until they are joined."""
+        if len(arrays[0]):
+            self._choices.append(choice)
+            self._arrays.append(arrays)
+
+    def __bool__(self) -> bool:
+        return bool(self._choices)
+
+    @property
+    def choices(self) -> Int32Array:
+        return np.repeat(np.array(self._choices, np.int32), np.array([len(arrays[0]) for arrays in self._arrays], np.int64))
+
+    def joined(self, which: int, dtype: Any) -> npt.NDArray[Any]:
+        return np.concatenate([np.frombuffer(arrays[which], dtype) for arrays in self._arrays] or [np.zeros(0, dtype)])
+
+
 class ModelRunner:
-    def __init__(self, executable: Executable, eos_token_ids: frozenset[int]) -> None:
+    def __init__(self, executable: Executable) -> None:
         self.executable = executable
-        self.eos_token_ids = eos_token_ids
         self._block_size = executable.options.block_size
 
     def run(self, output: SchedulerOutput) -> StepResult:
@@ -108,15 +132,13 @@ class ModelRunner:
 
     def choose(self, sequences: list[Sequence], logits: Float32Array) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
         """The next tokens of ``sequences``, whose logits are the rows of ``logits``, and what went wrong with some."""
-        owners, batch = self.choice_batch(sequences)
-        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch)) if owners else ({}, {})
-        beams = [(sequence, row) for row, sequence in enumerate(sequences) if sequence.group is not None]
-        if beams:
-            batch = self.beam_batch(beams)
-            of_beams, errors_of_beams = self._collect([(s, s.branch) for s, _ in beams], batch, self.executable.choose(logits, batch))
-            chosen.update(of_beams)
-            errors.update(errors_of_beams)
-        return chosen, errors
+        rows = None
+        faults: dict[Sequence, str] = {}
+        if any(sequence.request.params.logits_processors for sequence in sequences):
+            logits, rows, faults = process_logits(sequences, logits)
+        owners, batch = self.choice_batch(sequences, rows)
+        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch))
+        return {sequence: tokens for sequence, tokens in chosen.items() if sequence not in faults}, errors | faults
 
     def step_input(self, entries: list[ScheduledSequence]) -> StepInput:
         counts = np.fromiter((e.num_scheduled_tokens for e in entries), np.int32, len(entries))
@@ -149,25 +171,45 @@ class ModelRunner:
             logits_rows=logits_rows,
         )
 
-    def choice_batch(self, sequences: list[Sequence]) -> tuple[list[tuple[Sequence, int]], ChoiceBatch]:
-        """One choice per sequence, or one per branch at the end of a prompt that is to be continued n times."""
+    def choice_batch(
+        self, sequences: list[Sequence], drawn_rows: list[int] | None = None
+    ) -> tuple[list[tuple[Sequence, int]], ChoiceBatch]:
+        """One choice per sequence, or one per branch at the end of a prompt that is to be continued n times.
+
+        ``drawn_rows``: the rows of logits that they draw from, where these are not the model's own.
+        """
         owners: list[tuple[Sequence, int]] = []
         rows: list[int] = []
-        edits: list[tuple[int, int, float]] = []
+        edits, counted, allowed = _Entries(), _Entries(), _Entries()
         for row, sequence in enumerate(sequences):
-            if sequence.group is not None:
-                continue
+            rules = sequence.request.rules
+            edit = None if rules is None else rules.edits(sequence.token_ids, sequence.num_prompt_tokens)
             first = sequence.num_output_tokens == 0 and sequence.branch == 0
-            for branch in range(sequence.request.params.num_branches) if first else (sequence.branch,):
-                for token, value in logit_edits(sequence.request.params, sequence.num_output_tokens, self.eos_token_ids):
-                    edits.append((len(owners), token, value))
+            for branch in range(sequence.request.params.n) if first else (sequence.branch,):
+                if edit is not None:
+                    edits.add(len(owners), edit.tokens, edit.values)
+                if sequence.counts is not None:
+                    counted.add(len(owners), sequence.counts.tokens, sequence.counts.counts)
+                if rules is not None and rules.allowed is not None:
+                    allowed.add(len(owners), rules.allowed)
                 owners.append((sequence, branch))
                 rows.append(row)
-        vocab_size = self.executable.program.vocab_size
-        edits = [edit for edit in edits if edit[1] < vocab_size]
         params = [sequence.request.params for sequence, _ in owners]
+        more: dict[str, Any] = {}
+        if drawn_rows is not None:
+            more |= {"rows": np.array([drawn_rows[row] for row in rows], np.int32), "report_rows": np.array(rows, np.int32)}
+        if any(p.typical_p != 1.0 for p in params):
+            more["typical_p"] = np.maximum(np.array([p.typical_p for p in params], np.float32), _SMALLEST_TOP_P)
+        if edits:
+            more |= {"edit_choices": edits.choices, "edit_tokens": edits.joined(0, np.int32), "edit_values": edits.joined(1, np.float32)}
+        if allowed:
+            more |= {"allowed_choices": allowed.choices, "allowed_tokens": allowed.joined(0, np.int32)}
+        if counted:
+            more |= {"count_choices": counted.choices, "count_tokens": counted.joined(0, np.int32), "counts": counted.joined(1, np.int32)}
+            for name in ("repetition_penalty", "frequency_penalty", "presence_penalty"):
+                more[name] = np.array([getattr(p, name) for p in params], np.float32)
         return owners, ChoiceBatch(
-            rows=np.array(rows, np.int32),
+            **{"rows": np.array(rows, np.int32), **more},
             temperature=np.array([p.temperature for p in params], np.float32),
             top_k=np.array([max(0, p.top_k) for p in params], np.int32),
             top_p=np.maximum(np.array([p.top_p for p in params], np.float32), _SMALLEST_TOP_P),
@@ -175,44 +217,27 @@ class ModelRunner:
             seed=np.array([sequence.request.seed for sequence, _ in owners], np.uint64),
             branch=np.array([branch for _, branch in owners], np.uint32),
             position=np.array([sequence.num_tokens for sequence, _ in owners], np.uint32),
-            num_logprobs=np.array([(0 if p.ranks_branches else -1) if p.logprobs is None else p.logprobs for p in params], np.int32),
-            edit_choices=np.array([choice for choice, _, _ in edits], np.int32),
-            edit_tokens=np.array([token for _, token, _ in edits], np.int32),
-            edit_values=np.array([value for _, _, value in edits], np.float32),
+            num_logprobs=np.array([-1 if p.logprobs is None else p.logprobs for p in params], np.int32),
         )
 
     @staticmethod
-    def beam_batch(beams: list[tuple[Sequence, int]]) -> ChoiceBatch:
-        """For each of the sequences, whose logits are in these rows, the most probable tokens that its search looks at."""
-        num = len(beams)
-        wanted = [max(s.group.num_continuations, s.request.params.logprobs or 0) for s, _ in beams if s.group is not None]
-        return ChoiceBatch(
-            rows=np.array([row for _, row in beams], np.int32),
-            temperature=np.zeros(num, np.float32),
-            top_k=np.zeros(num, np.int32),
-            top_p=np.ones(num, np.float32),
-            min_p=np.zeros(num, np.float32),
-            seed=np.zeros(num, np.uint64),
-            branch=np.zeros(num, np.uint32),
-            position=np.zeros(num, np.uint32),
-            num_logprobs=np.array(wanted, np.int32),
-        )
-
     def _collect(
-        self, owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices
+        owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices
     ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
         chosen: dict[Sequence, list[ChosenToken]] = {}
         errors: dict[Sequence, str] = {}
         wants = batch.num_logprobs.tolist()
-        vocab_size = self.executable.program.vocab_size
         token_ids, logprobs, ranks = choices.token_ids.tolist(), choices.logprobs.tolist(), choices.ranks.tolist()
         for i, (sequence, branch) in enumerate(owners):
             if token_ids[i] < 0:
                 errors[sequence] = NOT_NUMBERS
                 chosen.pop(sequence, None)
             elif sequence not in errors:
-                k = min(wants[i], vocab_size)
-                top = list(zip(choices.top_ids[i, :k].tolist(), choices.top_logprobs[i, :k].tolist(), strict=True)) if k > 0 else []
+                top = (
+                    list(zip(choices.top_ids[i, : wants[i]].tolist(), choices.top_logprobs[i, : wants[i]].tolist(), strict=True))
+                    if wants[i] > 0
+                    else []
+                )
                 token = ChosenToken(branch, token_ids[i], logprobs[i] if wants[i] >= 0 else None, ranks[i], top)
                 chosen.setdefault(sequence, []).append(token)
         return chosen, errors

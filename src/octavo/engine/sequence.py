@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from octavo.decoding import BeamSearchParams, SamplingParams
+from octavo.decoding import LogitRules, SamplingParams, TokenCounts
 from octavo.engine.outputs import FinishReason, RequestMetrics
 from octavo.kv import BlockHash, BlockHasher, BlockTable
 
@@ -28,7 +28,7 @@ class PreemptionMode(Enum):
 class Request:
     """``arrival`` numbers requests in the order of their coming; ``max_tokens`` is resolved against the context length.
 
-    A beam search (``beam``) has the ``params`` of its results.
+    ``rules``: what its parameters allow and forbid; ``None`` is everything.
     """
 
     request_id: str
@@ -41,28 +41,7 @@ class Request:
     metrics: RequestMetrics
     num_cached_tokens: int = 0
     error: str | None = None
-    beam: BeamSearchParams | None = None
-
-    @property
-    def num_branches(self) -> int:
-        """The most sequences that it will have at once."""
-        return self.params.num_branches if self.beam is None else self.beam.beam_width
-
-
-class SequenceGroup:
-    """Branches that are scheduled and preempted all or nothing: the beams of one search.
-
-    It keeps ``width`` seats among the running sequences, however many of them it needs at the time.
-    """
-
-    __slots__ = ("members", "num_continuations", "width")
-
-    def __init__(self, width: int, num_continuations: int) -> None:
-        self.width = width
-        self.num_continuations = num_continuations
-        """How many of each member's most probable next tokens are wanted."""
-        self.members: list[Sequence] = []
-        """Those that are alive."""
+    rules: LogitRules | None = None
 
 
 class Sequence:
@@ -74,8 +53,8 @@ class Sequence:
 
     __slots__ = (
         "branch",
+        "counts",
         "finish_reason",
-        "group",
         "hasher",
         "next_score_row",
         "num_computed_tokens",
@@ -100,11 +79,9 @@ class Sequence:
         self.hasher.extend(self.token_ids)
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        self.group: SequenceGroup | None = None
-
-    def join(self, group: SequenceGroup) -> None:
-        self.group = group
-        group.members.append(self)
+        params = request.params
+        self.counts = TokenCounts(self.token_ids if params.penalizes_prompt else ()) if params.penalizes else None
+        """For penalties, where there are any."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -136,6 +113,8 @@ class Sequence:
     def append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
         self.hasher.extend(self.token_ids)
+        if self.counts is not None:
+            self.counts.add(token_id)
 
     def fork(self, branch: int, table: BlockTable) -> Sequence:
         """The same tokens under another branch number, over ``table``."""
@@ -150,9 +129,7 @@ class Sequence:
         child.hasher = self.hasher.fork()
         child.status = self.status
         child.finish_reason = None
-        child.group = None
-        if self.group is not None:
-            child.join(self.group)
+        child.counts = None if self.counts is None else self.counts.fork()
         return child
 
     def __repr__(self) -> str:

@@ -13,7 +13,18 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import from_json
 
-from octavo.decoding.params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, RequestOutputKind, SamplingParams
+from octavo.decoding.params import (
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_STRINGS,
+    MIN_REPETITION_PENALTY,
+    RequestOutputKind,
+    SamplingParams,
+)
 from octavo.server.errors import invalid, unsupported
 from octavo.text.chat_template import RESERVED_VARIABLES
 
@@ -25,6 +36,9 @@ MAX_CHOICES = 2048
 
 MAX_STOP_CHARS = 1024
 """Of one stop string; a stream holds back that much of its end."""
+
+MAX_ALLOWED = 262_144
+"""Token ids in ``allowed_token_ids``: more than vocabularies have."""
 
 MAX_DETOKENIZED = 1_000_000
 """Token ids in one request to ``/detokenize``."""
@@ -85,8 +99,23 @@ Stop = Annotated[
     Annotated[StopString, Tag("string")] | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True), Tag("list")],
     Discriminator(_text_kind, custom_error_type="stop_type", custom_error_message="must be a string or a list of strings"),
 ]
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+BadWord = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS, pattern=r"\S"), AfterValidator(_not_blank)]
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+"""JSON has no other keys than strings."""
+LogitBias = Annotated[
+    dict[TokenKey, Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
+    Field(json_schema_extra={"additionalProperties": False}),
+]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Nothing = Annotated[list[Any], Field(max_length=0)] | None
-EmptyObject = Annotated[dict[str, Any], Field(max_length=0)] | None
 Zero = Annotated[float, Field(ge=0, le=0)] | None
 One = Annotated[float, Field(ge=1, le=1)] | None
 
@@ -138,6 +167,23 @@ class GenerationRequest(Truncatable):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Drop tokens less probable than this share of the best one's. Default 0."
     )
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Keep the tokens whose information is nearest to the entropy, up to this mass. Default 1."
+    )
+    presence_penalty: Penalty | None = Field(None, description="Subtracted from the logit of every token that is in the output. Default 0.")
+    frequency_penalty: Penalty | None = Field(
+        None, description="Subtracted from a token's logit for each time that it is in the output. Default 0."
+    )
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None = Field(
+        None, description="Divides positive logits of tokens in the prompt or the output, multiplies negative ones. Default 1."
+    )
+    logit_bias: LogitBias | None = Field(None, description="Token ids to what is added to their logits.")
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS, fail_fast=True)] | None = Field(
+        None, description="Texts that are never written, neither at a beginning nor after a space."
+    )
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED, fail_fast=True)] | None = Field(
+        None, description="The only tokens that may be chosen."
+    )
     seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = Field(
         None, description="The same request with the same seed gives the same tokens, alone or in a crowd."
     )
@@ -151,29 +197,19 @@ class GenerationRequest(Truncatable):
         None, description="Output tokens before anything may end an answer. Default 0."
     )
     skip_special_tokens: bool | None = Field(None, description="Leave special tokens out of the text. Default true.")
-    prompt_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
-        None, description="Log-probabilities of the prompt's tokens and of this many alternatives. Not together with `stream`."
-    )
     return_token_ids: bool | None = Field(None, description="Return `prompt_token_ids` and each choice's `token_ids`. Default false.")
     stream: bool | None = Field(None, description="Send server-sent events as tokens are made. Default false.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     user: str | None = Field(None, description="Accepted; nothing depends on it.")
 
-    frequency_penalty: Zero = no("only 0 is")
-    presence_penalty: Zero = no("only 0 is")
-    repetition_penalty: One = no("only 1 is")
-    logit_bias: EmptyObject = no("only an empty map is")
     use_beam_search: Literal[False] | None = no("only false is")
     length_penalty: One = no("only 1 is")
     early_stopping: Literal[False] | None = no("only false is")
+    prompt_logprobs: None = no("leave it out")
     priority: Zero = no("only 0 is")
 
-    def _sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None) -> SamplingParams:
+    def _sampling(self, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
         """Raises ``APIError`` for fields that contradict each other."""
-        if self.prompt_logprobs is not None:
-            if self.stream:
-                raise invalid("prompt_logprobs", self.prompt_logprobs, "only allowed when stream is false")
-            prompt_logprobs = max(self.prompt_logprobs, prompt_logprobs or 0)
         if self.min_tokens is not None and self.min_tokens > max_tokens:
             raise invalid("min_tokens", self.min_tokens, f"must not exceed the output limit ({max_tokens} tokens)")
         if self.stream_options is not None and not self.stream:
@@ -186,6 +222,10 @@ class GenerationRequest(Truncatable):
                 "top_p",
                 "top_k",
                 "min_p",
+                "typical_p",
+                "presence_penalty",
+                "frequency_penalty",
+                "repetition_penalty",
                 "min_tokens",
                 "include_stop_str_in_output",
                 "ignore_eos",
@@ -193,15 +233,18 @@ class GenerationRequest(Truncatable):
             )
             if (value := getattr(self, name)) is not None
         }
+        if self.logit_bias is not None:
+            optional["logit_bias"] = {int(token): value for token, value in self.logit_bias.items()}
         if self.top_p is not None:  # the kernels compute in fp32, where a smaller one would be zero; either keeps one token
             optional["top_p"] = max(self.top_p, SMALLEST_TOP_P)
         return SamplingParams(
             seed=self.seed,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
             max_tokens=max_tokens,
             logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
             output_kind=RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
             **optional,
         )
@@ -219,14 +262,10 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: Prompt = Field(description="Text, token ids, or a list of either; each prompt is answered on its own.")
-    max_tokens: Annotated[Int, Field(ge=0, lt=2**31)] | None = Field(
-        None,
-        description=f"At most this many output tokens. Default {DEFAULT_COMPLETION_TOKENS}, or as many as the context leaves. "
-        "0 gives what is known of the prompt alone; it needs `echo` or `prompt_logprobs`.",
+    max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
+        None, description=f"At most this many output tokens. Default {DEFAULT_COMPLETION_TOKENS}, or as many as the context leaves."
     )
-    echo: bool | None = Field(
-        None, description="Begin the text with the prompt, and the lists of `logprobs` with its tokens. Default false."
-    )
+    echo: bool | None = Field(None, description="Begin the text with the prompt. Not together with `logprobs`. Default false.")
     best_of: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Only equal to `n`.")
     logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Log-probabilities of the chosen token and this many alternatives."
@@ -239,16 +278,15 @@ class CompletionRequest(GenerationRequest):
         """Raises ``APIError`` for fields that contradict each other."""
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise unsupported("best_of", self.best_of, f"it must equal n ({self.n or 1})")
-        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise invalid("max_tokens", 0, "must be at least 1 where neither echo nor prompt_logprobs ask for the prompt")
+        if self.echo and self.logprobs is not None:
+            raise unsupported("echo", True, "log-probabilities of the prompt are not computed; drop either echo or logprobs")
         num_prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
         if num_prompts * (self.n or 1) > MAX_CHOICES:
             raise invalid("n", self.n, f"{num_prompts} prompts would get {num_prompts * (self.n or 1)} answers, more than {MAX_CHOICES}")
 
     def sampling(self, room: int) -> SamplingParams:
         """``room``: output tokens the context leaves."""
-        max_tokens = min(DEFAULT_COMPLETION_TOKENS, room) if self.max_tokens is None else self.max_tokens
-        return self._sampling(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None)
+        return self._sampling(max_tokens=self.max_tokens or min(DEFAULT_COMPLETION_TOKENS, room), logprobs=self.logprobs)
 
 
 class TextPart(Strict):

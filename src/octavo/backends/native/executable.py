@@ -73,9 +73,19 @@ _CHOICE_DTYPES = (
     ("branch", np.uint32, 1),
     ("position", np.uint32, 1),
     ("num_logprobs", np.int32, 1),
+    ("typical_p", np.float32, 1),
+    ("repetition_penalty", np.float32, 1),
+    ("frequency_penalty", np.float32, 1),
+    ("presence_penalty", np.float32, 1),
+    ("report_rows", np.int32, 1),
     ("edit_choices", np.int32, 1),
     ("edit_tokens", np.int32, 1),
     ("edit_values", np.float32, 1),
+    ("count_choices", np.int32, 1),
+    ("count_tokens", np.int32, 1),
+    ("counts", np.int32, 1),
+    ("allowed_choices", np.int32, 1),
+    ("allowed_tokens", np.int32, 1),
 )
 
 
@@ -166,12 +176,8 @@ class NativeExecutable(Executable):
         return logits
 
     def choose(self, logits: Float32Array, batch: ChoiceBatch) -> Choices:
-        b = batch
         try:
-            chosen = self._native.choose(
-                logits, b.rows, b.temperature, b.top_k, b.top_p, b.min_p, b.seed, b.branch, b.position, b.num_logprobs,
-                b.edit_choices, b.edit_tokens, b.edit_values,
-            )  # fmt: skip
+            chosen = self._native.choose(logits, **{name: getattr(batch, name) for name, _, _ in _CHOICE_DTYPES})
         except TypeError as error:
             if logits.dtype != np.float32 or logits.ndim != 2:
                 raise ValueError(f"logits must be a float32 array with 2 dimensions, not {logits.dtype} with {logits.ndim}") from None

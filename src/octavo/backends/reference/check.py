@@ -29,7 +29,18 @@ _CHOICE_ARRAYS = (
     ("position", np.uint32),
     ("num_logprobs", np.int32),
 )
-_EDIT_ARRAYS = (("edit_choices", np.int32), ("edit_tokens", np.int32), ("edit_values", np.float32))
+_OPTIONAL_CHOICE_ARRAYS = (
+    ("typical_p", np.float32),
+    ("repetition_penalty", np.float32),
+    ("frequency_penalty", np.float32),
+    ("presence_penalty", np.float32),
+    ("report_rows", np.int32),
+)
+_ENTRY_ARRAYS = (
+    (("edit_choices", np.int32), ("edit_tokens", np.int32), ("edit_values", np.float32)),
+    (("count_choices", np.int32), ("count_tokens", np.int32), ("counts", np.int32)),
+    (("allowed_choices", np.int32), ("allowed_tokens", np.int32)),
+)
 
 
 def _array(name: str, array: npt.NDArray[Any], dtype: Any, ndim: int) -> None:
@@ -107,9 +118,10 @@ def check_choices(logits: npt.NDArray[np.float32], batch: ChoiceBatch) -> None:
     for name, choice_dtype in _CHOICE_ARRAYS:
         _array(name, getattr(batch, name), choice_dtype, 1)
         _length(name, getattr(batch, name), len(batch.rows), "rows")
-    for name, edit_dtype in _EDIT_ARRAYS:
-        _array(name, getattr(batch, name), edit_dtype, 1)
-        _length(name, getattr(batch, name), len(batch.edit_choices), "edit_choices")
+    for name, optional_dtype in _OPTIONAL_CHOICE_ARRAYS:
+        _array(name, getattr(batch, name), optional_dtype, 1)
+        if len(getattr(batch, name)):
+            _length(name, getattr(batch, name), len(batch.rows), "rows")
 
     _all("rows", batch.rows, (batch.rows >= 0) & (batch.rows < num_rows), f"must be in [0, {num_rows})")
     t = batch.temperature
@@ -118,7 +130,21 @@ def check_choices(logits: npt.NDArray[np.float32], batch: ChoiceBatch) -> None:
     _all("top_p", batch.top_p, (batch.top_p > 0) & (batch.top_p <= 1), "must be in (0, 1]")
     _all("min_p", batch.min_p, (batch.min_p >= 0) & (batch.min_p <= 1), "must be in [0, 1]")
     _all("num_logprobs", batch.num_logprobs, batch.num_logprobs >= -1, "must be -1 (none) or more")
-    choices, tokens = batch.edit_choices, batch.edit_tokens
-    _all("edit_choices", choices, (choices >= 0) & (choices < len(batch.rows)), f"must be in [0, {len(batch.rows)})")
-    _all("edit_choices", choices, np.diff(choices) >= 0, "must be sorted by choice")
-    _all("edit_tokens", tokens, (tokens >= 0) & (tokens < vocab_size), f"must be in [0, {vocab_size})")
+    t = batch.typical_p
+    _all("typical_p", t, (t > 0) & (t <= 1), "must be in (0, 1]")
+    r = batch.repetition_penalty
+    _all("repetition_penalty", r, np.isfinite(r) & (r > 0), "must be finite and above 0")
+    for name in ("frequency_penalty", "presence_penalty"):
+        _all(name, getattr(batch, name), np.isfinite(getattr(batch, name)), "must be finite")
+    rows = batch.report_rows
+    _all("report_rows", rows, (rows >= 0) & (rows < num_rows), f"must be in [0, {num_rows})")
+    for arrays in _ENTRY_ARRAYS:
+        (choices_name, _), (tokens_name, _) = arrays[:2]
+        choices, tokens = getattr(batch, choices_name), getattr(batch, tokens_name)
+        for name, entry_dtype in arrays:
+            _array(name, getattr(batch, name), entry_dtype, 1)
+            _length(name, getattr(batch, name), len(choices), choices_name)
+        _all(choices_name, choices, (choices >= 0) & (choices < len(batch.rows)), f"must be in [0, {len(batch.rows)})")
+        _all(choices_name, choices, np.diff(choices) >= 0, "must be sorted by choice")
+        _all(tokens_name, tokens, (tokens >= 0) & (tokens < vocab_size), f"must be in [0, {vocab_size})")
+    _all("counts", batch.counts, batch.counts >= 0, "must not be negative")

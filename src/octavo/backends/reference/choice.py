@@ -22,6 +22,7 @@ class Rule:
     top_k: int
     top_p: float
     min_p: float
+    typical_p: float
     seed: int
     branch: int
     position: int
@@ -30,7 +31,7 @@ class Rule:
 def kept_weights(logits: Float32Array, rule: Rule) -> Float64Array:
     """The (V,) weights that a draw at a temperature above 0 is proportional to; 0 where a token is not kept.
 
-    ``logits``: after edits, without NaN and with at least one above -inf.
+    ``logits``: adjusted, without NaN and with at least one above -inf.
     """
     largest = logits.max()
     z = np.where(logits == largest, 0.0, logits.astype(np.float64) - largest) / rule.temperature  # ≤ 0
@@ -42,6 +43,8 @@ def kept_weights(logits: Float32Array, rule: Rule) -> Float64Array:
         kept &= logits >= np.partition(logits, -rule.top_k)[-rule.top_k]
     if rule.top_p < 1:
         kept &= nucleus(logits, np.where(kept, weights, 0.0), rule.top_p)
+    if rule.typical_p < 1:
+        kept &= typical(z, np.where(kept, weights, 0.0), rule.typical_p)
     return np.where(kept, weights, 0.0)
 
 
@@ -55,8 +58,54 @@ def nucleus(logits: Float32Array, weights: Float64Array, top_p: float) -> BoolAr
     return kept
 
 
+def typical(z: Float64Array, weights: Float64Array, typical_p: float) -> BoolArray:
+    """The smallest set of most typical tokens, ties by lower id, whose share of the total weight reaches typical_p.
+
+    Information and entropy, -z + ln Σw and -Σ p z + ln Σw, differ by the distance of ``z`` from its mean.
+    """
+    candidates = np.flatnonzero(weights > 0)
+    w, z = weights[candidates], z[candidates]
+    distance = np.abs(z - np.sum(w * z) / np.sum(w))
+    order = np.lexsort((candidates, distance))
+    cumulative = np.cumsum(w[order])
+    size = int(np.searchsorted(cumulative, typical_p * cumulative[-1], side="left")) + 1
+    kept: BoolArray = np.zeros(len(weights), np.bool_)
+    kept[candidates[order[:size]]] = True
+    return kept
+
+
+def adjusted(logits: Float32Array, batch: ChoiceBatch, r: int) -> Float32Array:
+    """The (V,) logits of choice r after the allowed set, the edits and the penalties."""
+
+    def entries(choices: npt.NDArray[np.int32]) -> range:
+        return range(*np.searchsorted(choices, [r, r + 1]).tolist())
+
+    row: Float32Array = logits[batch.rows[r]].copy()
+    if allowed := entries(batch.allowed_choices):
+        if np.isnan(row).any() or np.isposinf(row).any():
+            return np.full_like(row, np.nan)  # a fault stays one, wherever it is
+        forbidden = np.ones(len(row), np.bool_)
+        forbidden[batch.allowed_tokens[allowed]] = False
+        row[forbidden] = -np.inf
+    for e in entries(batch.edit_choices):
+        row[batch.edit_tokens[e]] += batch.edit_values[e]
+    repetition = _value(batch.repetition_penalty, r, 1.0)
+    frequency, presence = _value(batch.frequency_penalty, r, 0.0), _value(batch.presence_penalty, r, 0.0)
+    for c in entries(batch.count_choices):
+        token, count = batch.count_tokens[c], batch.counts[c]
+        row[token] = row[token] / repetition if row[token] > 0 else row[token] * repetition
+        if count > 0:
+            row[token] -= frequency * np.float32(count)
+            row[token] -= presence
+    return row
+
+
+def _value(values: Float32Array, r: int, default: float) -> np.float32:
+    return np.float32(values[r] if len(values) else default)
+
+
 def choose_token(logits: Float32Array, rule: Rule) -> int:
-    """The chosen id, or -1 if there is a NaN, an infinite logit or nothing to choose. ``logits``: (V,), after edits."""
+    """The chosen id, or -1 if there is a NaN, an infinite logit or nothing to choose. ``logits``: (V,), adjusted."""
     if np.isnan(logits).any() or not np.isfinite(logits.max()):
         return -1
     if rule.temperature == 0:
@@ -84,15 +133,12 @@ def choose(logits: Float32Array, batch: ChoiceBatch) -> Choices:
         top_logprobs=np.full((num, width), np.nan, np.float32),
     )
     for r in range(num):
-        given = logits[batch.rows[r]]
-        edited = given.copy()
-        for e in range(*np.searchsorted(batch.edit_choices, [r, r + 1]).tolist()):
-            edited[batch.edit_tokens[e]] += batch.edit_values[e]
+        given = logits[(batch.report_rows if len(batch.report_rows) else batch.rows)[r]]
         rule = Rule(
             float(batch.temperature[r]), int(batch.top_k[r]), float(batch.top_p[r]), float(batch.min_p[r]),
-            int(batch.seed[r]), int(batch.branch[r]), int(batch.position[r]),
+            float(_value(batch.typical_p, r, 1.0)), int(batch.seed[r]), int(batch.branch[r]), int(batch.position[r]),
         )  # fmt: skip
-        token = out.token_ids[r] = choose_token(edited, rule)
+        token = out.token_ids[r] = choose_token(adjusted(logits, batch, r), rule)
         if token < 0 or batch.num_logprobs[r] < 0:
             continue
         logprobs = log_softmax(given)
