@@ -9,8 +9,7 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kMaxHeadDim = 1024;  // room that kernels keep on their stacks
-constexpr std::int64_t kPackPanels = 16;    // panels that a thread packs at a time
+constexpr std::int64_t kPackPanels = 16;  // panels that a thread packs at a time
 
 std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -121,13 +120,8 @@ void Executor::allocate_kv(std::int64_t num_blocks, bool fill_nan) {
   kv_ = MappedMemory(static_cast<std::size_t>(num_blocks * block_bytes()));
   num_blocks_ = num_blocks;
   if (!fill_nan) return;
-  pool_->for_each(num_blocks, [&](std::int64_t i, int) {
-    std::uint8_t* bytes = kv_.data() + i * block_bytes();
-    if (options_.kv_type == KvType::F16) {
-      std::fill_n(reinterpret_cast<std::uint16_t*>(bytes), block_bytes() / 2, std::uint16_t{0x7e00});
-    } else {
-      std::fill_n(reinterpret_cast<float*>(bytes), block_bytes() / 4, std::nanf(""));
-    }
+  pool_->for_each(num_blocks, [&](std::int64_t i, int) {  // all ones are NaN, in halves, floats and scales alike
+    std::memset(kv_.data() + i * block_bytes(), 0xff, static_cast<std::size_t>(block_bytes()));
   });
 }
 

@@ -78,8 +78,9 @@ class Executor {
     RopeTable table;
   };
 
-  std::int64_t head_bytes() const { return 2 * kBlockSize * options_.head_dim * kv_element_bytes(options_.kv_type); }
-  std::int64_t layer_bytes() const { return head_bytes() * options_.num_kv_heads; }
+  std::int64_t layer_bytes() const {
+    return kv_head_bytes(options_.kv_type, options_.head_dim) * options_.num_kv_heads;
+  }
   std::int64_t rows_of(bool logits) const { return logits ? step_->num_logits() : step_->num_tokens(); }
   float* row(const Slice& slice, std::int64_t index) const {
     return reinterpret_cast<float*>(arena_.data() + slice.offset) + index * slice.stride;

@@ -1,10 +1,11 @@
 // Paged attention over any vector width. A tile of query rows (the heads that share a KV head, times some neighbouring
 // positions) walks the keys once, several rows at a time in registers. Each row's chain of operations is the same in
 // every tile, and for every vector width:
-//   scores    one FMA chain over head_dim per (row, key)
+//   scores    one FMA chain over head_dim per (row, key), then K's scale if it has one
 //   softmax   maximum and sum over the partition's 64 lanes in one fixed order; unseen lanes count as exp(-inf) = 0
-//   output    one FMA chain over the row's visible keys per element; unseen V rows are not touched
-// Tiles of more rows than fit in registers expand an fp16 partition to fp32 once, in L1; others convert as they load.
+//   output    one FMA chain over the row's visible keys per element, V's scale multiplied into the key's weight; unseen
+//             V rows are not touched
+// Tiles of more rows than fit in registers convert a partition to fp32 once, in L1; others convert as they load.
 //
 // `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>,
 // kColumnVectors<Rows> and the operations. head_dim is a multiple of kLanes.
@@ -21,30 +22,45 @@ constexpr int kMaxRegisterRows = 12;
 constexpr int kPartitionBlocks = kPartition / kBlockSize;
 constexpr float kInfinity = __builtin_inff();
 
+// An element of an int8 block as a float, its scale yet to be applied.
+struct Widened {
+  float value;
+};
+template <class Element>
+constexpr bool kScaled = sizeof(Element) == 1 || std::is_same_v<Element, Widened>;
+
+// What an element is once it has been converted.
+template <class Element>
+struct Converted {
+  using Type = float;
+};
+template <>
+struct Converted<std::int8_t> {
+  using Type = Widened;
+};
+
 // One partition's K and V as seen by a KV head: the start of each block's part, and what to fetch meanwhile.
 template <class Element>
 struct Partition {
   const Element* k[kPartitionBlocks];  // [head_dim][16]
   const Element* v[kPartitionBlocks];  // [16][head_dim]
   const char* next[kPartitionBlocks];  // parts of later blocks
+  const float* scales[kPartitionBlocks];  // of K [16], then of V [16]; null if the elements have none
 };
 
 // scores[r][16 b + lane] = Σ_d q[d][r] · k[b][d][lane] for Blocks blocks; q has kRows columns.
 template <class S, int Rows, int Blocks, bool Prefetch, class Element>
 OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, const Element* const* k,
-                                       const char* const* next, float* scores) {
+                                       const char* const* next, const float* const* scales, float* scores) {
   constexpr int kVectors = kBlockSize / S::kLanes;      // of a block
-  constexpr int kLines = sizeof(Element) == 2 ? 1 : 2;  // cache lines of K and V per step of d
+  constexpr int kLines = sizeof(Element) == 4 ? 2 : 1;  // cache lines of K and V to fetch per step of d, or of kEvery
+  constexpr int kEvery = sizeof(Element) == 1 ? 2 : 1;
   // All keys of a step in registers beside the sums, if they fit; otherwise block by block.
   constexpr int kTogether = (Rows + 1) * Blocks * kVectors < S::kRegisters ? Blocks : 1;
   typename S::Vec sum[Rows][Blocks * kVectors];
   unroll<Rows>([&](auto r)
                    OCTAVO_INLINE { unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::zero(); }); });
-  for (std::int64_t d = 0; d < head_dim; ++d, q += S::kRows) {
-    if constexpr (Prefetch) {
-      unroll<Blocks * kLines>(
-          [&](auto i) OCTAVO_INLINE { _mm_prefetch(next[i / kLines] + (d * kLines + i % kLines) * 64, _MM_HINT_T0); });
-    }
+  const auto step = [&](std::int64_t d) OCTAVO_INLINE {
     unroll<Blocks / kTogether>([&](auto part) OCTAVO_INLINE {
       constexpr int kKeys = kTogether * kVectors;
       typename S::Vec keys[kKeys];
@@ -57,10 +73,26 @@ OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, co
                           OCTAVO_INLINE { sum[r][part * kKeys + j] = S::fmadd(x, keys[j], sum[r][part * kKeys + j]); });
       });
     });
+    q += S::kRows;
+  };
+  for (std::int64_t d = 0; d < head_dim; d += kEvery) {
+    if constexpr (Prefetch) {
+      unroll<Blocks * kLines>([&](auto i) OCTAVO_INLINE {
+        _mm_prefetch(next[i / kLines] + (d / kEvery * kLines + i % kLines) * 64, _MM_HINT_T0);
+      });
+    }
+    unroll<kEvery>([&](auto i) OCTAVO_INLINE { step(d + i); });
   }
-  unroll<Rows>([&](auto r) OCTAVO_INLINE {
-    unroll<Blocks * kVectors>([&](auto j)
-                                  OCTAVO_INLINE { S::store(scores + r * kPartition + j * S::kLanes, sum[r][j]); });
+  unroll<Blocks * kVectors>([&](auto j) OCTAVO_INLINE {
+    if constexpr (kScaled<Element>) {
+      constexpr int kBlock = j / kVectors, kLane = j % kVectors * S::kLanes;
+      if constexpr (Prefetch && kLane == 0) {
+        unroll<2>([&](auto i) OCTAVO_INLINE { _mm_prefetch(next[kBlock] + 32 * head_dim + 64 * i, _MM_HINT_T0); });
+      }
+      const typename S::Vec scale = S::load(scales[kBlock] + kLane);
+      unroll<Rows>([&](auto r) OCTAVO_INLINE { sum[r][j] = S::mul(sum[r][j], scale); });
+    }
+    unroll<Rows>([&](auto r) OCTAVO_INLINE { S::store(scores + r * kPartition + j * S::kLanes, sum[r][j]); });
   });
 }
 
@@ -135,14 +167,15 @@ OCTAVO_INLINE inline float mask_and_max(float* scores, std::int64_t visible) {
   return S::horizontal_max(largest);
 }
 
-// Turns a row's scores into exp(score - max) and returns their sum.
-template <class S>
-OCTAVO_INLINE inline float exponentiate(float* scores, std::int64_t visible, float max) {
+// Turns a row's scores into exp(score - max), times V's scale if it has one, and returns the exponentials' sum.
+template <class S, class Element>
+OCTAVO_INLINE inline float exponentiate(float* scores, std::int64_t visible, float max, const float* const* scales) {
   const typename S::Vec shift = S::broadcast(max);
   __m256 total = _mm256_setzero_ps();  // eight lanes in every ISA family
   const auto vector = [&](std::int64_t t) OCTAVO_INLINE {
-    const typename S::Vec p = S::exp(S::sub(S::load(scores + t), shift));
+    typename S::Vec p = S::exp(S::sub(S::load(scores + t), shift));
     total = S::add_halves(total, p);
+    if constexpr (kScaled<Element>) p = S::mul(p, S::load(scales[t / kBlockSize] + kBlockSize + t % kBlockSize));
     S::store(scores + t, p);
   };
   if (visible == kPartition) {
@@ -170,11 +203,13 @@ template <class S, int Rows, bool Prefetch, class Element>
   const std::int64_t blocks = (most + kBlockSize - 1) / kBlockSize;
   std::int64_t b = 0;
   for (; b + kBlocks <= blocks; b += kBlocks) {
-    score_blocks<S, Rows, kBlocks, Prefetch>(rows.q, head_dim, kv.k + b, kv.next + b, scores + b * kBlockSize);
+    score_blocks<S, Rows, kBlocks, Prefetch>(rows.q, head_dim, kv.k + b, kv.next + b, kv.scales + b,
+                                             scores + b * kBlockSize);
   }
   if constexpr (kBlocks > 1) {
     for (; b < blocks; ++b) {
-      score_blocks<S, Rows, 1, Prefetch>(rows.q, head_dim, kv.k + b, kv.next + b, scores + b * kBlockSize);
+      score_blocks<S, Rows, 1, Prefetch>(rows.q, head_dim, kv.k + b, kv.next + b, kv.scales + b,
+                                         scores + b * kBlockSize);
     }
   }
   // The new maximum of each row, then the factors by which its sum and output come down to it, all rows at once.
@@ -192,7 +227,7 @@ template <class S, int Rows, bool Prefetch, class Element>
     const typename S::Vec factor = S::broadcast(factors[r]);
     float* output = rows.output + r * head_dim;
     for (std::int64_t d = 0; d < head_dim; d += S::kLanes) S::store(output + d, S::mul(factor, S::load(output + d)));
-    const float sum = exponentiate<S>(scores + r * kPartition, rows.visible[r], rows.max[r]);
+    const float sum = exponentiate<S, Element>(scores + r * kPartition, rows.visible[r], rows.max[r], kv.scales);
     rows.sum[r] = rows.sum[r] * factors[r] + sum;
   }
   const std::int64_t common = least > 0 ? least : 0;
@@ -255,7 +290,7 @@ void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64
   const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
   const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
   const std::int64_t last_block = (end - 1) / kBlockSize;
-  const std::uint8_t* head = call.kv + kv_head * 2 * part * static_cast<std::int64_t>(sizeof(Element));
+  const std::uint8_t* head = call.kv + kv_head * kv_head_bytes(call.kv_type, head_dim);
   const auto block_part = [&](std::int64_t block) {
     return reinterpret_cast<const Element*>(head + tile.block_table[block] * call.block_bytes);
   };
@@ -268,17 +303,19 @@ void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64
       kv.k[b] = block_part(block);
       kv.v[b] = kv.k[b] + part;
       kv.next[b] = reinterpret_cast<const char*>(block_part(ahead));
+      kv.scales[b] = kScaled<Element> ? reinterpret_cast<const float*>(kv.v[b] + part) : nullptr;
     }
     if (sizeof(Element) == sizeof(float) || rows.count <= S::kRows) {
       attend_all_rows<S, true>(kv, rows, state, base);
       continue;
     }
-    Partition<float> expanded;
+    Partition<typename Converted<Element>::Type> expanded;
     for (int b = 0; b < kPartitionBlocks; ++b) {
       float* out = rows.partition + 2 * b * part;
-      expanded.k[b] = out;
-      expanded.v[b] = out + part;
+      expanded.k[b] = reinterpret_cast<const typename Converted<Element>::Type*>(out);
+      expanded.v[b] = expanded.k[b] + part;
       expanded.next[b] = nullptr;
+      expanded.scales[b] = kv.scales[b];
       if (first_block + b > last_block) continue;
       for (std::int64_t i = 0; i < 2 * part; i += S::kLanes) S::store(out + i, S::load(kv.k[b] + i));
     }
@@ -290,6 +327,7 @@ template <class S>
 void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
           const Rows& rows, const State& state) {
   if (call.kv_type == KvType::F16) return walk_split<S, std::uint16_t>(call, tile, kv_head, split, rows, state);
+  if (call.kv_type == KvType::INT8) return walk_split<S, std::int8_t>(call, tile, kv_head, split, rows, state);
   walk_split<S, float>(call, tile, kv_head, split, rows, state);
 }
 

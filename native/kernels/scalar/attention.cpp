@@ -1,6 +1,7 @@
 // Paged attention in scalar code. A partition of 64 keys is read as floats once, then each row of the tile that sees
 // any of it goes over it: scores are FMA chains over head_dim, the softmax runs in eight lanes, and outputs are FMA
-// chains over the visible keys.
+// chains over the visible keys. The scales of int8 keys and values are multiplied into scores and weights; other types'
+// are one.
 #include "math.hpp"
 #include "scalar.hpp"
 
@@ -18,6 +19,12 @@ struct Rows {
   float* v;  // [64][head_dim]
 
   std::int64_t position(std::int64_t row) const { return first_position + row / group; }
+};
+
+// The scales of a partition's K and V.
+struct Scales {
+  float k[kPartition];
+  float v[kPartition];
 };
 
 struct State {
@@ -54,20 +61,26 @@ Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int6
 // K and V of `keys` keys from position `base` on. V rows beyond them are not touched; K's are, but nobody reads them.
 template <class Element>
 void read_partition(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t base,
-                    std::int64_t keys, const Rows& rows) {
+                    std::int64_t keys, const Rows& rows, Scales& scales) {
   const std::int64_t part = kBlockSize * rows.head_dim;
   for (std::int64_t t = 0; t < keys; t += kBlockSize) {
     const std::uint8_t* block = call.kv + tile.block_table[(base + t) / kBlockSize] * call.block_bytes;
-    const Element* k = reinterpret_cast<const Element*>(block) + kv_head * 2 * part;
+    const auto* k = reinterpret_cast<const Element*>(block + kv_head * kv_head_bytes(call.kv_type, rows.head_dim));
     const Element* v = k + part;
+    const auto* given = reinterpret_cast<const float*>(v + part);
     const std::int64_t seen = keys - t < kBlockSize ? keys - t : kBlockSize;
     for (std::int64_t i = 0; i < part; ++i) rows.k[t * rows.head_dim + i] = to_float(k[i]);
     for (std::int64_t i = 0; i < seen * rows.head_dim; ++i) rows.v[t * rows.head_dim + i] = to_float(v[i]);
+    for (std::int64_t i = 0; i < seen; ++i) {
+      scales.k[t + i] = sizeof(Element) == 1 ? given[i] : 1.0f;
+      scales.v[t + i] = sizeof(Element) == 1 ? given[kBlockSize + i] : 1.0f;
+    }
   }
 }
 
 // Brings row r's state forward by the first `visible` keys of the partition.
-void attend_partition(const Rows& rows, const State& state, std::int64_t r, std::int64_t visible) {
+void attend_partition(const Rows& rows, const Scales& scales, const State& state, std::int64_t r,
+                      std::int64_t visible) {
   const std::int64_t head_dim = rows.head_dim;
   float p[kPartition] = {};  // scores, then their exponentials
   for (std::int64_t t = 0; t < visible; t += kBlockSize) {
@@ -78,12 +91,16 @@ void attend_partition(const Rows& rows, const State& state, std::int64_t r, std:
     }
   }
   float max = state.max[r];
-  for (std::int64_t t = 0; t < visible; ++t) max = p[t] > max ? p[t] : max;
+  for (std::int64_t t = 0; t < visible; ++t) {
+    p[t] *= scales.k[t];
+    max = p[t] > max ? p[t] : max;
+  }
   const float factor = exp(state.max[r] - max);
   float lanes[8] = {};
   for (std::int64_t t = 0; t < visible; ++t) {
     p[t] = exp(p[t] - max);
     lanes[t % 8] += p[t];
+    p[t] *= scales.v[t];
   }
   state.max[r] = max;
   state.sum[r] = state.sum[r] * factor + sum_of_lanes(lanes);
@@ -105,14 +122,14 @@ void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_
   const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
   for (std::int64_t base = split * kSplit; base < end; base += kPartition) {
     const std::int64_t keys = end - base < kPartition ? end - base : kPartition;
-    if (call.kv_type == KvType::F16) {
-      read_partition<std::uint16_t>(call, tile, kv_head, base, keys, rows);
-    } else {
-      read_partition<float>(call, tile, kv_head, base, keys, rows);
-    }
+    const auto read = call.kv_type == KvType::F32   ? read_partition<float>
+                      : call.kv_type == KvType::F16 ? read_partition<std::uint16_t>
+                                                    : read_partition<std::int8_t>;
+    Scales scales;
+    read(call, tile, kv_head, base, keys, rows, scales);
     for (std::int64_t r = 0; r < rows.count; ++r) {
       const std::int64_t seen = rows.position(r) + 1 - base;
-      if (seen > 0) attend_partition(rows, state, r, seen < keys ? seen : keys);
+      if (seen > 0) attend_partition(rows, scales, state, r, seen < keys ? seen : keys);
     }
   }
 }
@@ -172,31 +189,63 @@ void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int
 void store(float x, float* out) { *out = x; }
 void store(float x, std::uint16_t* out) { *out = to_half(x); }
 
+// What is stored of one head's K, as rotated, and V.
 template <class Element>
-void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 const RopeTable* rope, std::int64_t position, Element* part, std::int64_t offset) {
+void write_head(const float* k, const float* v, std::int64_t head_dim, Element* part, std::int64_t offset) {
+  for (std::int64_t d = 0; d < head_dim; ++d) {
+    store(k[d], part + d * kBlockSize + offset);
+    store(v[d], part + (kBlockSize + offset) * head_dim + d);
+  }
+}
+
+// The scale by which x is to be divided before it is rounded: 0 if it becomes zeros, NaN if not all of it is finite.
+float scale_of(const float* x, std::int64_t head_dim) {
+  float most = 0.0f;
+  for (std::int64_t d = 0; d < head_dim; ++d) {
+    const float magnitude = std::fabs(x[d]);
+    if (!(magnitude < kInfinity)) return __builtin_nanf("");
+    most = magnitude > most ? magnitude : most;
+  }
+  return most < kLeastMagnitude ? 0.0f : most / 127.0f;
+}
+
+std::int8_t divided(float x, float scale) {
+  return scale > 0.0f ? static_cast<std::int8_t>(round_to_even(x / scale)) : std::int8_t{0};
+}
+
+template <>
+void write_head(const float* k, const float* v, std::int64_t head_dim, std::int8_t* part, std::int64_t offset) {
+  auto* scales = reinterpret_cast<float*>(part + 2 * kBlockSize * head_dim);
+  const float k_scale = scale_of(k, head_dim), v_scale = scale_of(v, head_dim);
+  scales[offset] = k_scale;
+  scales[kBlockSize + offset] = v_scale;
+  for (std::int64_t d = 0; d < head_dim; ++d) {
+    part[d * kBlockSize + offset] = divided(k[d], k_scale);
+    part[(kBlockSize + offset) * head_dim + d] = divided(v[d], v_scale);
+  }
+}
+
+template <class Element>
+void write_heads(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type,
+                 const RopeTable* rope, std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
   for (std::int64_t head = 0; head < num_kv_heads;
-       ++head, k += head_dim, v += head_dim, part += 2 * kBlockSize * head_dim) {
-    float rotated[1024];
+       ++head, k += head_dim, v += head_dim, slot += kv_head_bytes(type, head_dim)) {
+    float rotated[kMaxHeadDim];
     const float* source = k;
     if (rope != nullptr) {
       rotate_head(k, rope->row(position), rope->rotary_dim, rope->style, head_dim, rotated);
       source = rotated;
     }
-    for (std::int64_t d = 0; d < head_dim; ++d) {
-      store(source[d], part + d * kBlockSize + offset);
-      store(v[d], part + (kBlockSize + offset) * head_dim + d);
-    }
+    write_head(source, v, head_dim, reinterpret_cast<Element*>(slot), offset);
   }
 }
 
 void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type,
               const RopeTable* rope, std::int64_t position, std::uint8_t* slot, std::int64_t offset) {
-  if (type == KvType::F16) {
-    write_heads(k, v, num_kv_heads, head_dim, rope, position, reinterpret_cast<std::uint16_t*>(slot), offset);
-  } else {
-    write_heads(k, v, num_kv_heads, head_dim, rope, position, reinterpret_cast<float*>(slot), offset);
-  }
+  const auto write = type == KvType::F32   ? write_heads<float>
+                     : type == KvType::F16 ? write_heads<std::uint16_t>
+                                           : write_heads<std::int8_t>;
+  write(k, v, num_kv_heads, head_dim, type, rope, position, slot, offset);
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace octavo::scalar {
 static_assert(std::endian::native == std::endian::little, "packed weights and GGUF blocks are little-endian");
 
 inline float to_float(float x) { return x; }
+inline float to_float(std::int8_t x) { return static_cast<float>(x); }
 
 inline float to_float(std::uint16_t half) {
   const std::uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31u, mantissa = half & 1023u;

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.config import KVDType
-from octavo.program import Program
+from octavo.program import KVSpec, Program
 from octavo.weights.tensor import Tensor
 
 Int32Array = npt.NDArray[np.int32]
@@ -24,6 +24,15 @@ UInt64Array = npt.NDArray[np.uint64]
 UInt32Array = npt.NDArray[np.uint32]
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
+
+
+_ELEMENT_BYTES: dict[KVDType, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def kv_bytes_per_token(spec: KVSpec, dtype: KVDType) -> int:
+    """Bytes of a token's K and V in all layers and KV heads, with the two fp32 scales that each head has of them in int8."""
+    scales = 8 * spec.num_layers * spec.num_kv_heads if dtype == "int8" else 0
+    return spec.elements_per_token * _ELEMENT_BYTES[dtype] + scales
 
 
 def _no_ids() -> Int32Array:
@@ -135,7 +144,7 @@ class Executable(ABC):
     @property
     @abstractmethod
     def kv_block_bytes(self) -> int:
-        """Bytes of one KV block: K and V of ``block_size`` tokens for all layers and KV heads."""
+        """Bytes of one KV block: K and V of ``block_size`` tokens for all layers and KV heads, and their scales if any."""
 
     @property
     @abstractmethod
@@ -149,7 +158,7 @@ class Executable(ABC):
 
     @abstractmethod
     def allocate_kv(self, num_blocks: int, *, fill_nan: bool = False) -> None:
-        """Storage of ``num_blocks`` blocks; replaces any earlier storage. ``fill_nan`` poisons it (tests).
+        """Storage of ``num_blocks`` blocks; replaces any earlier storage. ``fill_nan`` poisons it (tests): in int8, its scales.
 
         Raises ``MemoryError`` if the storage cannot be had.
         """

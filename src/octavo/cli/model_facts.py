@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from octavo.backends.base import kv_bytes_per_token
+from octavo.config import KVDType
 from octavo.models import build_program
 from octavo.program import Program
 from octavo.text import load_chat_template, load_tokenizer
 from octavo.weights.tensor import Checkpoint, Tensor, TensorType
-
-_KV_BYTES = {"fp16": 2, "fp32": 4}
 
 
 def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _program(checkpoint: Checkpoint) -> tuple[Program | None, str | None]:
 
 def memory(program: Program, checkpoint: Checkpoint) -> dict[str, Any]:
     """Bytes of the packed weights (or why that is unknown), by the type they had, and of the KV cache."""
-    per_token = {name: program.kv.elements_per_token * size for name, size in _KV_BYTES.items()}
+    per_token = {name: kv_bytes_per_token(program.kv, name) for name in get_args(KVDType)}
     packed: dict[str, int] | None = None
     error = None
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -44,6 +44,7 @@ from octavo.backends.native.instructions import (
 from octavo.backends.native.lower import lower
 from octavo.backends.native.packed_cache import PackedCache, Region
 from octavo.backends.native.packed_layout import PackedLayout, plan_layout, source_type
+from octavo.config import KVDType
 from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
 from octavo.weights import dequantize
 from octavo.weights.tensor import ComputedTensor, Tensor
@@ -131,7 +132,7 @@ class NativeExecutable(Executable):
         self._native = _native.Executor(
             isa=os.environ.get(ISA_VARIABLE, ""),
             num_threads=options.num_threads,
-            fp16_kv=options.kv_dtype == "fp16",
+            kv_type=getattr(_native.KvType, options.kv_dtype.upper()),
             max_tokens=options.max_tokens,
             max_logits_rows=options.max_logits_rows,
             max_model_len=options.max_model_len,
@@ -217,8 +218,8 @@ def _check_options(program: Program, options: CompileOptions) -> None:
             raise ValueError(f"{name}={getattr(options, name)} is invalid: must be at least 1")
     if options.block_size != _native.BLOCK_SIZE:
         raise ValueError(f"block_size={options.block_size} is invalid: the native kernels are built for {_native.BLOCK_SIZE}")
-    if options.kv_dtype not in ("fp32", "fp16"):
-        raise ValueError(f"kv_dtype={options.kv_dtype!r} is invalid: choose one of fp32, fp16")
+    if options.kv_dtype not in get_args(KVDType):
+        raise ValueError(f"kv_dtype={options.kv_dtype!r} is invalid: choose one of {', '.join(get_args(KVDType))}")
     if options.max_model_len > program.max_model_len:
         raise ValueError(f"max_model_len={options.max_model_len} is invalid: {program.name} was written for {program.max_model_len}")
 
