@@ -46,9 +46,8 @@ class PyExecutor {
              std::int64_t max_logits_rows, std::int64_t max_model_len, std::int64_t num_layers,
              std::int64_t num_kv_heads, std::int64_t head_dim)
       : executor_(std::make_unique<Executor>(
-            select_isa_family(isa),
-            ExecutorOptions{num_threads, kv_type, max_tokens, max_logits_rows, max_model_len, num_layers, num_kv_heads,
-                            head_dim})) {}
+            select_isa_family(isa), ExecutorOptions{num_threads, kv_type, max_tokens, max_logits_rows, max_model_len,
+                                                    num_layers, num_kv_heads, head_dim})) {}
 
   class Use {
    public:
@@ -323,10 +322,7 @@ NB_MODULE(_native, m) {
       .value("Q6_K", SourceType::Q6_K)
       .value("IQ4_NL", SourceType::IQ4_NL)
       .value("IQ4_XS", SourceType::IQ4_XS);
-  nb::enum_<KvType>(m, "KvType")
-      .value("FP32", KvType::F32)
-      .value("FP16", KvType::F16)
-      .value("INT8", KvType::INT8);
+  nb::enum_<KvType>(m, "KvType").value("FP32", KvType::F32).value("FP16", KvType::F16).value("INT8", KvType::INT8);
   nb::enum_<RopeStyle>(m, "RopeStyle")
       .value("INTERLEAVED", RopeStyle::INTERLEAVED)
       .value("HALF_SPLIT", RopeStyle::HALF_SPLIT);
@@ -378,8 +374,8 @@ NB_MODULE(_native, m) {
   using OptionalSlice = std::optional<Slice>;
   using OptionalQuantised = std::optional<QuantisedSlice>;
   nb::class_<PyExecutor>(m, "Executor")
-      .def(nb::init<const std::string&, int, KvType, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
-                    std::int64_t>(),
+      .def(nb::init<const std::string&, int, KvType, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                    std::int64_t, std::int64_t>(),
            nb::kw_only(), "isa"_a, "num_threads"_a, "kv_type"_a, "max_tokens"_a, "max_logits_rows"_a, "max_model_len"_a,
            "num_layers"_a, "num_kv_heads"_a, "head_dim"_a)
       .def("add_matrix", add_matrix, "memory"_a, "offset"_a, "source"_a, "dequantize"_a, "n"_a, "k"_a)

@@ -208,6 +208,21 @@ def test_perplexity_is_llama_cpp_s(quantized: Executable, token_ids: dict[str, l
     assert abs(ours / theirs - 1) < 0.005
 
 
+def test_an_int8_cache_costs_little_perplexity(smollm2: Checkpoint, quantized: Executable, token_ids: dict[str, list[list[int]]]) -> None:
+    """At most 0.5 % above the fp16 cache, on real text and the model as it is stored."""
+    text = token_ids["text"]
+    windows = [text[start : start + MAX_ROWS] for start in range(0, len(text), MAX_ROWS)]
+    exe = compile_model(smollm2, "int8")
+    try:
+        found = perplexity(log_probabilities(exe, windows))
+    finally:
+        exe.close()
+    base = perplexity(log_probabilities(quantized, windows))
+    print(f"int8 cache: perplexity {found:.4f}, fp16 {base:.4f} ({100 * (found / base - 1):+.2f} %)")
+    assert found != base
+    assert found / base - 1 < 0.005
+
+
 class Expanded:
     """The model as if its file held fp32 weights."""
 

@@ -1,9 +1,9 @@
 // Paged attention as an ISA family provides it: one kernel for decode, chunked prefill and long contexts.
 //
 // A KV block holds, for each layer and KV head in turn, K transposed [head_dim][16] and V [16][head_dim], in fp32, fp16
-// or int8. In int8 a token's K and its V have a scale each, max|x| / 127, and x is scale · q with q rounded half to even;
-// the part ends with the scales of the sixteen K and of the sixteen V, in fp32. A scale is applied once per key: K's to
-// the score, V's to its exponential. What is not finite makes the scale NaN.
+// or int8. In int8 a token's K and its V have a scale each, max|x| / 127, and x is scale · q with q rounded half to
+// even; the part ends with the scales of the sixteen K and of the sixteen V, in fp32. A scale is applied once per key:
+// K's to the score, V's to its exponential. What is not finite makes the scale NaN.
 //
 // A query row walks its key positions in partitions of 64 at fixed absolute places and carries (max, sum, output)
 // through them in order. Every 512 positions it starts from a fresh state (a *split*); the states of a row's splits are
@@ -14,11 +14,11 @@
 
 namespace octavo {
 
-inline constexpr std::int64_t kBlockSize = 16;  // tokens of a KV block
-inline constexpr std::int64_t kPartition = 64;  // key positions between two updates of (max, sum, output)
-inline constexpr std::int64_t kSplit = 512;     // key positions after which a fresh state starts
+inline constexpr std::int64_t kBlockSize = 16;     // tokens of a KV block
+inline constexpr std::int64_t kPartition = 64;     // key positions between two updates of (max, sum, output)
+inline constexpr std::int64_t kSplit = 512;        // key positions after which a fresh state starts
 inline constexpr std::int64_t kMaxHeadDim = 1024;  // room that kernels keep on their stacks
-inline constexpr std::int64_t kTileRows = 48;   // query rows that share one walk over the keys, if heads allow
+inline constexpr std::int64_t kTileRows = 48;      // query rows that share one walk over the keys, if heads allow
 
 enum class KvType : std::uint8_t { F32, F16, INT8 };
 

@@ -42,9 +42,9 @@ struct Converted<std::int8_t> {
 // One partition's K and V as seen by a KV head: the start of each block's part, and what to fetch meanwhile.
 template <class Element>
 struct Partition {
-  const Element* k[kPartitionBlocks];  // [head_dim][16]
-  const Element* v[kPartitionBlocks];  // [16][head_dim]
-  const char* next[kPartitionBlocks];  // parts of later blocks
+  const Element* k[kPartitionBlocks];     // [head_dim][16]
+  const Element* v[kPartitionBlocks];     // [16][head_dim]
+  const char* next[kPartitionBlocks];     // parts of later blocks
   const float* scales[kPartitionBlocks];  // of K [16], then of V [16]; null if the elements have none
 };
 

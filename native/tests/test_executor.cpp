@@ -283,6 +283,7 @@ int main() {
   Random random(21);
   test_same_logits(KvType::F32);
   test_same_logits(KvType::F16);
+  test_same_logits(KvType::INT8);
   test_faulty_steps(random);
   test_choices(random);
   return report();

@@ -195,6 +195,27 @@ void test_halves(const IsaFamily& family, Random& random) {
   }
 }
 
+// An int8 slot and its scales: ties, and what is too small, too large, infinite or NaN.
+void test_int8_slots(const IsaFamily& family, Random& random) {
+  for (const std::int64_t head_dim : {8, 24, 64, 1024}) {
+    for (int round = 0; round < 60; ++round) {
+      const float size = std::exp2(static_cast<float>(below(random, 252)) - 126.0f);
+      Buffer<float> k = normal_floats(head_dim, random, size), v(head_dim);
+      for (std::int64_t i = 0; i < head_dim; ++i) v[i] = size * (static_cast<float>(below(random, 255)) - 127.0f) / 2;
+      v[0] = 63.5f * size;
+      if (round % 3 == 0) k[below(random, head_dim)] = kExtremes[random() % std::size(kExtremes)];
+      if (round % 5 == 0) v[below(random, head_dim)] = kExtremes[random() % std::size(kExtremes)];
+      compare(family, "write_kv in int8", [&](const IsaFamily& isa) {
+        Buffer<std::uint8_t> slot(kv_head_bytes(KvType::INT8, head_dim), 0xff);
+        isa.attention->write_kv(k.data(), v.data(), 1, head_dim, KvType::INT8, nullptr, 0, slot.data(), 11);
+        Buffer<float> out(slot.size());
+        for (std::int64_t i = 0; i < slot.size(); ++i) out[i] = slot[i];
+        return out;
+      });
+    }
+  }
+}
+
 struct AttentionCase {
   std::int64_t num_heads, num_kv_heads, head_dim, first_position, num_positions;
   KvType type;
@@ -203,7 +224,7 @@ struct AttentionCase {
 
 void test_attention(const IsaFamily& family, const AttentionCase& c, Random& random) {
   const std::int64_t length = c.first_position + c.num_positions, blocks = (length + kBlockSize - 1) / kBlockSize;
-  const std::int64_t block_bytes = 2 * kBlockSize * c.head_dim * c.num_kv_heads * kv_element_bytes(c.type);
+  const std::int64_t block_bytes = c.num_kv_heads * kv_head_bytes(c.type, c.head_dim);
   const std::int64_t ld = c.num_heads * c.head_dim + 3, kv_width = c.num_kv_heads * c.head_dim;
   const RopeStyle style = random() % 2 ? RopeStyle::HALF_SPLIT : RopeStyle::INTERLEAVED;
   const Buffer<float> angles = normal_floats(length * c.head_dim, random, 0.5f);
@@ -268,12 +289,15 @@ void test_family(const IsaFamily& family) {
   }
   test_rope(family, random);
   test_halves(family, random);
+  test_int8_slots(family, random);
   const AttentionCase cases[] = {
-      {1, 1, 8, 0, 1, KvType::F32, false},    {9, 3, 64, 0, 40, KvType::F16, true},
-      {9, 3, 64, 510, 5, KvType::F32, true},  {6, 2, 16, 1023, 40, KvType::F16, true},
-      {5, 1, 72, 600, 3, KvType::F16, false}, {7, 7, 80, 63, 2, KvType::F32, true},
-      {50, 1, 8, 70, 4, KvType::F16, true},   {4, 1, 128, 511, 13, KvType::F32, true},
-      {12, 1, 32, 30, 9, KvType::F16, false},
+      {1, 1, 8, 0, 1, KvType::F32, false},     {9, 3, 64, 0, 40, KvType::F16, true},
+      {9, 3, 64, 510, 5, KvType::F32, true},   {6, 2, 16, 1023, 40, KvType::F16, true},
+      {5, 1, 72, 600, 3, KvType::F16, false},  {7, 7, 80, 63, 2, KvType::F32, true},
+      {50, 1, 8, 70, 4, KvType::F16, true},    {4, 1, 128, 511, 13, KvType::F32, true},
+      {12, 1, 32, 30, 9, KvType::F16, false},  {9, 3, 64, 1100, 2, KvType::INT8, true},
+      {6, 2, 16, 500, 40, KvType::INT8, true}, {5, 1, 72, 60, 3, KvType::INT8, false},
+      {50, 1, 8, 70, 4, KvType::INT8, true},   {16, 1, 128, 511, 9, KvType::INT8, true},
   };
   for (const AttentionCase& c : cases) test_attention(family, c, random);
   std::printf("%s done\n", family.name.c_str());

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 
 from octavo.cli import main
 from octavo.cli.listing import listing
+from octavo.config import KVDType
 from octavo.llm import LLM
 from octavo.models import build_program
 from octavo.weights import open_checkpoint
@@ -32,7 +33,7 @@ def facts(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
 def test_the_memory_is_what_loading_takes(quantization: Any, capfd: pytest.CaptureFixture[str]) -> None:
     flags = () if quantization is None else ("--quantization", quantization)
     memory = facts(capfd, TINY, *flags)["memory"]
-    for kv_dtype in ("fp16", "fp32"):
+    for kv_dtype in get_args(KVDType):
         with LLM(TINY, quantization=quantization, kv_cache_dtype=kv_dtype, kv_cache_memory_bytes=1 << 20, num_threads=1) as llm:
             executable = llm.engine.model.executable
             assert memory["packed_weight_bytes"] == pytest.approx(executable.weight_bytes, rel=0.02)

@@ -1,7 +1,8 @@
 """Paged attention against a dense float64 softmax, with NaN in every slot that no query may see.
 
 Bound: a score is a float32 sum of head_dim products; the weights inherit its absolute error; the weighted sum of n values
-adds n roundings (the same textbook bound as for ``linear``); a weight below exp(-87) may count as none. Dropping or adding one key of n is off by about 1/n.
+adds n roundings (the same textbook bound as for ``linear``); a weight below exp(-87) may count as none. Dropping or adding one
+key of n is off by about 1/n.
 """
 
 from __future__ import annotations

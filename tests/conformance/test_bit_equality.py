@@ -44,6 +44,7 @@ CASES = [
     Case("mixed-128", LittleLlama(linear_types=(TensorType.Q4_1, TensorType.Q8_0), head_dim=128, num_heads=2, num_kv_heads=2,
                                   embedding_type=TensorType.Q8_0, vocab_size=77), "fp32"),
     Case("gqa-8", LittleLlama(linear_types=(TensorType.Q4_0, TensorType.F16), head_dim=64, num_heads=8, num_kv_heads=1), "fp16"),
+    Case("int8-cache", LittleLlama(linear_types=(TensorType.Q4_1, TensorType.F32), head_dim=64, num_heads=6, num_kv_heads=2), "int8"),
 ]  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_a_faulty_token_ends_its_own_sequence_alone(backend: Backend, types: tup
 @given(data=st.data())
 def test_any_schedule(backend: Backend, data: st.DataObject) -> None:
     """Sequences of any length, scheduled in any mixture of chunks and orders, over shared prefixes."""
-    case = CASES[data.draw(st.sampled_from([1, 3, 5, 6]))]
+    case = CASES[data.draw(st.sampled_from([1, 3, 5, 6, len(CASES) - 1]))]
     exe = _compiled(backend, case)
     seed = data.draw(st.integers(0, 99))
     lengths = data.draw(st.lists(st.integers(1, 70), min_size=1, max_size=6))
@@ -201,8 +202,11 @@ def _compiled(backend: Backend, case: Case) -> Executable:
     return _CACHE[key]
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("heads", [(6, 2, 64), (3, 3, 32)], ids=lambda h: "x".join(map(str, h)))
+@pytest.mark.parametrize(
+    ("heads", "kv_dtype"),
+    [((6, 2, 64), "fp32"), ((6, 2, 64), "fp16"), ((6, 2, 64), "int8"), ((3, 3, 32), "fp32"), ((3, 3, 32), "fp16")],
+    ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value)),
+)
 def test_long_contexts(backend: Backend, heads: tuple[int, int, int], kv_dtype: KVDType) -> None:
     """Across the fixed places where kernels cut the keys (64 and 512): one by one, in odd chunks, whole, with company, threaded."""
     table = token_table(*heads)

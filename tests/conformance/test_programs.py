@@ -3,7 +3,8 @@
 Float weights and an fp32 cache: the two differ by float32 rounding only, which two layers make about ten times larger.
 Where numbers are rounded on purpose, to fp16 in the cache or to int8 before an integer weight, both round by the same rule, but a
 value on the edge between two steps may fall on either side: 2⁻¹¹ of the value in fp16, 1/127 of its group's largest in
-int8. Every row of an fp16 cache has met such edges; of a small integer model's rows at least half have not.
+int8. Every row of an fp16 cache has met such edges; of a small integer model's rows at least half have not, of an int8 cache's a
+quarter.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ FP16_TOLERANCE = 1e-3
 """The same with edges of an fp16 cache."""
 INT8_TOLERANCE = 0.06
 """The same with edges of int8 activations; half of the rows must be within ``FLOAT_TOLERANCE`` nevertheless."""
+KV_TOLERANCES: dict[KVDType, float] = {"fp32": FLOAT_TOLERANCE, "fp16": FP16_TOLERANCE, "int8": 0.01}
+"""The same for each type of cache. In int8 edges are coarse but rare: a quarter of the rows must have met none."""
 
 
 def all_logits(backend: Backend, model: LittleLlama, kv_dtype: KVDType, num_threads: int = 1, dequantize: bool = False) -> Float32Array:
@@ -49,11 +52,13 @@ def row_errors(got: Float32Array, want: Float32Array) -> npt.NDArray[np.float64]
     return np.abs(got - want).max(axis=1) / np.sqrt((want.astype(np.float64) ** 2).mean(axis=1))
 
 
-def check(got: Float32Array, want: Float32Array, tolerance: float) -> None:
+def check(got: Float32Array, want: Float32Array, tolerance: float, without_edges: float = 0.5) -> None:
+    """``without_edges``: the share of rows that must be within ``FLOAT_TOLERANCE`` where others may not."""
     error = row_errors(got, want)
     assert error.max() < tolerance, f"worst row {error.argmax()}: {error.max():.3g}"
-    if tolerance == INT8_TOLERANCE:
-        assert np.median(error) < FLOAT_TOLERANCE, f"half of the rows differ by more than {np.median(error):.3g}"
+    if tolerance > FP16_TOLERANCE:
+        typical = np.quantile(error, without_edges)
+        assert typical < FLOAT_TOLERANCE, f"all but {without_edges:.0%} of the rows differ by more than {typical:.3g}"
 
 
 SHAPES = {
@@ -67,11 +72,11 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("kv_dtype", KV_TOLERANCES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(native: Backend, reference: Backend, shape: str, kv_dtype: KVDType) -> None:
     got, want = (all_logits(b, SHAPES[shape], kv_dtype) for b in (native, reference))
-    check(got, want, FLOAT_TOLERANCE if kv_dtype == "fp32" else FP16_TOLERANCE)
+    check(got, want, KV_TOLERANCES[kv_dtype], without_edges=0.25)
 
 
 @pytest.mark.parametrize("type", EVERY_TYPE, ids=lambda t: t.name)

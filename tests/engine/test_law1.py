@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -121,7 +121,7 @@ def job(draw: st.DrawFn) -> Job:
     return Job(prefix + own, params, draw(st.integers(0, 5)))
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("kv_dtype", get_args(KVDType))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     jobs=st.lists(job(), min_size=1, max_size=6),

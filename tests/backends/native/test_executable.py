@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_isa_families(monkeypatch: pytest.MonkeyPatch) -> None:
         executable()
 
 
-@pytest.mark.parametrize("kv_dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("kv_dtype", get_args(KVDType))
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(9, 3, 64), (7, 7, 80), (5, 1, 72), (48, 1, 16), (50, 1, 8)])
 def test_attention_has_the_same_bits_in_every_isa_family(
     monkeypatch: pytest.MonkeyPatch, kv_dtype: KVDType, num_heads: int, num_kv_heads: int, head_dim: int

@@ -88,7 +88,8 @@ class KVStorage:
         self.blocks[destination] = self.blocks[source]
 
     def read_block(self, block: int) -> UInt8Array:
-        return self.blocks[block].reshape(-1).copy()
+        data: UInt8Array = self.blocks[block].reshape(-1).copy()
+        return data
 
     def write_block(self, block: int, data: UInt8Array) -> None:
         self.blocks[block] = data.reshape(self.blocks.shape[1:])
