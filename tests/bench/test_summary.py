@@ -49,8 +49,7 @@ def test_four_latencies_of_one_request() -> None:
     assert record.e2el_s == pytest.approx(1.1)
     assert record.tpot_s == pytest.approx(0.6 / 3)
     assert record.itl_s == pytest.approx([0.2, 0.4])
-    assert record.gaps_within(10.8, 10.9) == pytest.approx([0.4])
-    assert record.gaps_within(0.0, 10.5) == []
+    assert record.gaps() == [(10.5, 10.7), (10.7, 11.1)]
     assert RequestRecord(0.0, [[1.0]], output_tokens=1).tpot_s is None
     assert not RequestRecord(0.0, [[]], error="HTTP 500").ok
 

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.bench.dataset import Exchange, read_exchanges
@@ -31,6 +31,7 @@ def test_traces_have_the_papers_means(name: str) -> None:
         assert len(set(drawn)) > 50
 
 
+@settings(max_examples=20)
 @given(st.floats(10, 500), st.floats(0.1, 1.5))
 def test_the_mean_survives_cutting(mean: float, sigma: float) -> None:
     lengths, rng = LogNormal(mean, sigma, 1, 1000), random.Random(3)

@@ -53,15 +53,10 @@ class RequestRecord:
         steps = self.output_tokens / branches - 1
         return (self.last_s - self.first_s) / steps if steps > 0 else None
 
+    def gaps(self) -> list[tuple[float, float]]:
+        """(moment, next moment) of all arrivals that follow one another in a branch."""
+        return [pair for moments in self.arrivals for pair in itertools.pairwise(moments)]
+
     @property
     def itl_s(self) -> list[float]:
-        return [later - earlier for moments in self.arrivals for earlier, later in itertools.pairwise(moments)]
-
-    def gaps_within(self, begin_s: float, end_s: float) -> list[float]:
-        """The gaps between arrivals that overlap the time from ``begin_s`` to ``end_s``."""
-        return [
-            later - earlier
-            for moments in self.arrivals
-            for earlier, later in itertools.pairwise(moments)
-            if later > begin_s and earlier < end_s
-        ]
+        return [later - earlier for earlier, later in self.gaps()]

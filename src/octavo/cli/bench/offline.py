@@ -66,7 +66,7 @@ def latency(
 
 
 @engine_options(without=frozenset({"served_model_name"}))
-@workload_options
+@workload_options()
 def throughput(
     engine: dict[str, Any],
     workload: dict[str, Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +16,23 @@ if TYPE_CHECKING:
     from octavo.bench.workload import Workload
 
 
-class WorkloadKind(StrEnum):
+class OfflineKind(StrEnum):
     FIXED = "fixed"
     SHAREGPT = "sharegpt"
     ALPACA = "alpaca"
     SHARED_PREFIX = "shared-prefix"
     FILE = "file"
+
+
+class WorkloadKind(StrEnum):
+    """What is asked of a server: also streams that a long prompt disturbs."""
+
+    FIXED = "fixed"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    SHARED_PREFIX = "shared-prefix"
+    FILE = "file"
+    SMOOTH = "smooth"
 
 
 class Prompts(StrEnum):
@@ -46,14 +58,14 @@ PromptSeed = Annotated[int, typer.Option("--prompt-seed", help="Seed of the prom
 PromptsOption = Annotated[Prompts, typer.Option("--prompts", help="Random token ids, or English words.")]
 
 
-def workload_parameters() -> list[inspect.Parameter]:
+def workload_parameters(kinds: type[StrEnum]) -> list[inspect.Parameter]:
     def option(name: str, kind: Any, default: Any, flag: str, help: str, **more: Any) -> inspect.Parameter:
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, typer.Option(flag, help=help, **more)]
         )
 
     return [
-        option("kind", WorkloadKind, WorkloadKind.FIXED, "--workload", "Lengths that are all the same, or like a trace's, or a file's."),
+        option("kind", kinds, kinds("fixed"), "--workload", "Lengths that are all the same, or like a trace's, or a file's."),
         option("num_prompts", int, 64, "--num-prompts", "Requests.", metavar="N"),
         option("input_len", int | None, None, "--input-len", "Prompt tokens of each.", metavar="N", show_default="128, or the trace's"),
         option("output_len", int | None, None, "--output-len", "Output tokens of each.", metavar="N", show_default="128, or the trace's"),
@@ -68,9 +80,9 @@ def workload_parameters() -> list[inspect.Parameter]:
     ]  # fmt: skip
 
 
-def workload_options(command: Command) -> Command:
+def workload_options(*, smooth: bool = False) -> Callable[[Command], Command]:
     """Gives ``command(…, workload: dict[str, Any])`` the flags of a workload."""
-    return collecting("workload", workload_parameters(), command)
+    return lambda command: collecting("workload", workload_parameters(WorkloadKind if smooth else OfflineKind), command)
 
 
 def workload_of(given: dict[str, Any]) -> Workload:
