@@ -1,57 +1,24 @@
-"""llama.cpp as a peer: built natively from the source in the ``llama-cpp-python`` sdist, driven by its own tools.
+"""llama.cpp as a peer: built natively from the source in the ``llama-cpp-python`` sdist, driven by its own tools and server.
 
-``llama-bench`` measures decode and prefill, ``llama-server`` the served load. It gets what makes it fastest here: a native build,
-both cores for prompts too, its own choice of flash attention, greedy sampling without the other samplers, no prompt cache to search,
-and the number of slots that a first sweep found best.
+``llama-bench`` measures one stream, ``llama-batched-bench`` many of them, ``llama-server`` what needs requests. They get what makes
+them fastest here: a native build, all threads for prompts too, their own choice of flash attention, greedy sampling without the other
+samplers, no prompt cache to search where nothing is shared, one slot after the other where a prefix is.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-import sys
-import tarfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers import workload
-from benchmarks.peers.client import complete_all
-from benchmarks.peers.process import Server
+from benchmarks.peers.client import complete_all, post
+from benchmarks.peers.process import Server, free_port
+from benchmarks.peers.workload import Lengths
 
-VERSION = "0.3.36"
-TOOLS = ("llama-bench", "llama-server")
-GREEDY = {"cache_prompt": False, "samplers": ["top_k"], "top_k": 1}
-
-
-def ensure_built(peers: Path, jobs: int) -> Path:
-    """The folder with llama.cpp's tools, built below ``peers`` on first use (about ten minutes on two cores)."""
-    build = peers / "llamacpp" / "build"
-    if all((build / "bin" / tool).exists() for tool in TOOLS):
-        return build / "bin"
-    downloads = peers / "dl"
-    downloads.mkdir(parents=True, exist_ok=True)
-    sdist = downloads / f"llama_cpp_python-{VERSION}.tar.gz"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    if not sdist.exists():
-        _run([*pip, "download", "--no-deps", "--no-binary", ":all:", "-d", str(downloads), f"llama-cpp-python=={VERSION}"])
-    source = downloads / f"llama_cpp_python-{VERSION}" / "vendor" / "llama.cpp"
-    if not source.exists():
-        with tarfile.open(sdist) as archive:
-            archive.extractall(downloads, filter="data")
-    if not (shutil.which("cmake") and shutil.which("ninja")):
-        _run([*pip, "install", "--quiet", "cmake", "ninja"])
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_UI", "LLAMA_BUILD_APP"]
-    configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"]
-    _run([*configure, *(f"-D{name}=OFF" for name in off)], path)
-    _run(["ninja", "-C", str(build), f"-j{jobs}", *TOOLS], path)
-    return build / "bin"
-
-
-def _run(command: list[str], path: str | None = None) -> None:
-    print("+", " ".join(command), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **({"PATH": path} if path else {})})
+GREEDY = {"samplers": ["top_k"], "top_k": 1}
 
 
 def version(bin_dir: Path) -> str:
@@ -59,52 +26,86 @@ def version(bin_dir: Path) -> str:
     return (done.stderr or done.stdout).strip().splitlines()[0].removeprefix("version: ")
 
 
-class LlamaBench:
-    """One run of ``llama-bench`` per repetition; it loads the model and warms up outside what it times."""
+@dataclass(frozen=True)
+class LlamaTools:
+    """One run of a tool per repetition; it loads the model and warms up outside what it times."""
 
-    def __init__(self, bin_dir: Path, model: Path, threads: int) -> None:
-        self.command = [str(bin_dir / "llama-bench"), "-m", str(model), "-t", str(threads), "-r", "1", "-o", "json"]
-        self.pids: tuple[int, ...] = ()
+    bin_dir: Path
+    model: Path
+    threads: int
+    pids: tuple[int, ...] = ()
 
-    def _rate(self, n_prompt: int, n_gen: int) -> dict[str, float]:
-        command = [*self.command, "-p", str(n_prompt), "-n", str(n_gen)]
+    def measure(self, row: str, rep: int) -> dict[str, float]:
+        if row == "decode":
+            lengths = workload.DECODE
+            return {"value": self._bench("-p", "0", "-n", str(lengths.output_len), "-d", str(lengths.input_len))}
+        if row == "prefill":
+            return {"value": self._bench("-p", str(workload.PREFILL.input_len), "-n", "0")}
+        if row == "requests":
+            lengths = workload.SERVING
+            done = self._batched(lengths)
+            return {"value": lengths.num_prompts * lengths.output_len / (done["t_pp"] + done["t_tg"])}
+        done = self._batched(workload.CONTEXT, "-pps")  # one prompt is computed, then copied for each sequence
+        return {"value": done["speed_tg"]}
+
+    def _bench(self, *lengths: str) -> float:
+        command = [str(self.bin_dir / "llama-bench"), "-m", str(self.model), "-t", str(self.threads), "-r", "1", "-o", "json", *lengths]
+        [row] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return float(row["avg_ts"])
+
+    def _batched(self, lengths: Lengths, *more: str) -> dict[str, float]:
+        tokens = lengths.num_prompts * (lengths.input_len + lengths.output_len)
+        command = [str(self.bin_dir / "llama-batched-bench"), "-m", str(self.model), "-t", str(self.threads), "-tb", str(self.threads)]
+        command += ["-c", str(tokens), "-b", "2048", "-ub", "512", "-no-kvu", "--output-format", "jsonl", *more]
+        command += ["-npp", str(lengths.input_len), "-ntg", str(lengths.output_len), "-npl", str(lengths.num_prompts)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        [row] = json.loads(done.stdout)
-        return {"tok_s": float(row["avg_ts"])}
-
-    def decode(self, rep: int) -> dict[str, float]:
-        return self._rate(0, workload.DECODE.output_len)
-
-    def prefill(self, rep: int) -> dict[str, float]:
-        return self._rate(workload.PREFILL.input_len, 0)
-
-
-class LlamaServer:
-    def __init__(self, bin_dir: Path, model: Path, threads: int, parallel: int, port: int, log: Path) -> None:
-        tokens = parallel * (workload.SERVING.input_len + workload.SERVING.output_len + 32)
-        command = [str(bin_dir / "llama-server"), "-m", str(model), "-t", str(threads), "-tb", str(threads), "-c", str(tokens)]
-        command += ["-np", str(parallel), "--host", "127.0.0.1", "--port", str(port), "--no-ui", "-cram", "0"]
-        self.server = Server(command, port, log)
-        self.pids = (self.server.process.pid,)
-
-    def serving(self, rep: int) -> dict[str, float]:
-        measured = complete_all(self.server.port, workload.serving(rep), workload.SERVING.output_len, "peer", GREEDY)
-        return {"tok_s": measured["out_tok_s"], **measured}
+        for line in (done.stdout + done.stderr).splitlines():
+            if line.startswith("{"):
+                figures: dict[str, float] = json.loads(line)
+                return figures
+        raise RuntimeError(f"llama-batched-bench measured nothing: {(done.stderr or done.stdout)[-300:]!r}")
 
     def stop(self) -> None:
-        self.server.stop()
+        pass
 
 
-def best_parallel(
-    bin_dir: Path, model: Path, threads: int, port: int, log: Path, candidates: tuple[int, ...]
-) -> tuple[int, dict[str, float]]:
-    """Runs the served load once with each number of slots; the fastest, and all the rates."""
-    rates: dict[str, float] = {}
-    for parallel in candidates:
-        server = LlamaServer(bin_dir, model, threads, parallel, port, log)
-        try:
-            rates[str(parallel)] = server.serving(workload.WARM_UP + parallel)["tok_s"]
-        finally:
-            server.stop()
-        print(f"  llama-server with {parallel} slots: {rates[str(parallel)]:.1f} tok/s", file=sys.stderr, flush=True)
-    return int(max(rates, key=lambda key: rates[key])), rates
+class LlamaServer(Server):
+    """``llama-server`` with as many slots, each for that many tokens, as a row needs."""
+
+    def __init__(self, bin_dir: Path, model: Path, threads: int, log: Path, slots: int, tokens: int, *more: str) -> None:
+        port = free_port()
+        command = [str(bin_dir / "llama-server"), "-m", str(model), "-t", str(threads), "-tb", str(threads), "-c", str(tokens)]
+        command += ["-np", str(slots), "--host", "127.0.0.1", "--port", str(port), "--no-ui", "-cram", "0", *more]
+        super().__init__(command, port, log)
+
+    @classmethod
+    def for_row(cls, row: str, bin_dir: Path, model: Path, threads: int, log: Path, slots: int) -> LlamaServer:
+        if row == "samples":
+            return cls(bin_dir, model, threads, log, workload.NUM_SAMPLES, 8192, "-kvu")
+        if row == "prefix":
+            return cls(bin_dir, model, threads, log, 1, 1024)
+        return cls(bin_dir, model, threads, log, slots, slots * (workload.SERVING.input_len + workload.SERVING.output_len + 32))
+
+    def measure(self, row: str, rep: int) -> dict[str, float]:
+        if row == "serving":
+            done = complete_all(self.port, workload.serving(rep), workload.SERVING.output_len, "peer", {"cache_prompt": False, **GREEDY})
+            return {"value": done["out_tok_s"], "time_s": done["time_s"]}
+        if row == "prefix":
+            done = complete_all(self.port, workload.prefix(rep), workload.PREFIX.output_len, "peer", {"cache_prompt": True, **GREEDY})
+            return {"value": done["time_s"]}
+        if row == "samples":
+            return {"value": self._samples(rep)}
+        done = complete_all(self.port, [workload.decode(rep)], 1, "peer", {"cache_prompt": False, **GREEDY})
+        return {"value": done["time_s"]}
+
+    def _samples(self, rep: int) -> float:
+        body = {"prompt": workload.samples(rep), "n_predict": workload.SAMPLES.output_len, "ignore_eos": True, "temperature": 1.0}
+        body |= {"samplers": ["temperature"], "n_cmpl": workload.NUM_SAMPLES, "cache_prompt": False, "seed": rep}
+        started = time.perf_counter()
+        answers = post(self.port, "/completion", body)
+        time_s = time.perf_counter() - started
+        branches = answers if isinstance(answers, list) else [answers]
+        counted = sum(int(branch["tokens_predicted"]) for branch in branches)
+        if counted != workload.NUM_SAMPLES * workload.SAMPLES.output_len:
+            raise RuntimeError(f"asked for {workload.NUM_SAMPLES} × {workload.SAMPLES.output_len} tokens, got {counted}")
+        return time_s

@@ -39,16 +39,18 @@ def process_tree(pids: Iterable[int]) -> set[int]:
     return seen
 
 
+def jiffies(pid: int) -> int:
+    """CPU time of a process and of the children that it has waited for; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(v) for v in fields[11:15])
+
+
 def tree_jiffies(pids: Iterable[int]) -> int:
     """CPU time of the processes, their descendants and the children that they have waited for."""
-    total = 0
-    for pid in process_tree(pids):
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        total += sum(int(v) for v in fields[11:15])
-    return total
+    return sum(jiffies(pid) for pid in process_tree(pids))
 
 
 def peak_memory_mib(pids: Iterable[int]) -> float:
@@ -77,18 +79,23 @@ def wait_for_quiet(limit: float = 0.05, patience_s: int = 25) -> bool:
 
 @dataclass
 class Watch:
-    """Measures the share of the machine that processes other than this one, its descendants and ``pids`` take."""
+    """Measures the share of the machine taken by others than this process, what it has run to its end, and ``pids`` with descendants.
+
+    Engines that wait for their turn are children of this process too, and count as others: one that spins while it waits is a neighbour.
+    """
 
     pids: tuple[int, ...] = ()
 
     def start(self) -> None:
         self._busy, self._all = cpu_jiffies()
-        self._ours = tree_jiffies((os.getpid(), *self.pids))
+        self._ours = self._own_jiffies()
 
     def other_cpu(self) -> float:
         busy, total = cpu_jiffies()
-        ours = tree_jiffies((os.getpid(), *self.pids))
-        return max(0.0, ((busy - self._busy) - (ours - self._ours)) / max(1, total - self._all))
+        return max(0.0, ((busy - self._busy) - (self._own_jiffies() - self._ours)) / max(1, total - self._all))
+
+    def _own_jiffies(self) -> int:
+        return jiffies(os.getpid()) + tree_jiffies(self.pids)
 
 
 def describe() -> dict[str, str | int | float]:

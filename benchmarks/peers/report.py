@@ -1,4 +1,4 @@
-"""The report: one JSON with every repetition, a Markdown table of the medians, and a plot where matplotlib is installed."""
+"""The report: one JSON file with every repetition, from which a run can be resumed, and the medians that tables and plots are made of."""
 
 from __future__ import annotations
 
@@ -9,126 +9,173 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-OCTAVO, LLAMA_CPP = "Octavo", "llama.cpp"
+from benchmarks.peers.limits import Limits, ModelSize
+from benchmarks.peers.rows import FP32_MUST, FP32_REACH, OCTAVO, ROWS, Figure, Goal, Row, Share, Times
 
 
 @dataclass
 class Result:
-    """One workload on one engine. ``runs`` are the repetitions that count; ``disturbed`` those thrown away for busy neighbours."""
+    """One row of one engine with one kind of weights. ``runs`` count; ``disturbed`` were thrown away for busy neighbours."""
 
-    workload: str
+    row: str
     engine: str
+    weights: str
     runs: list[dict[str, float]]
     disturbed: list[dict[str, float]] = field(default_factory=list)
 
     @property
-    def tok_s(self) -> float:
-        return median(run["tok_s"] for run in self.runs)
+    def value(self) -> float:
+        return median(run["value"] for run in self.runs)
 
     @property
     def other_cpu(self) -> float:
-        return max(run["other_cpu"] for run in self.runs)
+        return max(run.get("other_cpu", 0.0) for run in self.runs)
+
+
+@dataclass
+class Note:
+    """Why a figure is missing."""
+
+    row: str
+    engine: str
+    weights: str
+    text: str
 
 
 @dataclass
 class Report:
+    """``about``: date, machine, versions, settings, limits. A run that was interrupted is continued from its file."""
+
     about: dict[str, Any]
     results: list[Result] = field(default_factory=list)
-    start_s: dict[str, float] = field(default_factory=dict)
-    peak_memory_mib: dict[str, float] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
-    def rate(self, workload: str, engine: str) -> float | None:
-        return next((r.tok_s for r in self.results if (r.workload, r.engine) == (workload, engine)), None)
+    def find(self, row: str, engine: str, weights: str) -> Result | None:
+        return next((r for r in self.results if (r.row, r.engine, r.weights) == (row, engine, weights)), None)
 
-    def as_json(self) -> dict[str, Any]:
-        results = [{**asdict(r), "median_tok_s": r.tok_s, "max_other_cpu": r.other_cpu} for r in self.results]
-        return {**self.about, "results": results, "start_s": self.start_s, "peak_memory_mib": self.peak_memory_mib}
+    def value(self, row: str, engine: str, weights: str) -> float | None:
+        found = self.find(row, engine, weights)
+        return None if found is None else found.value
+
+    def add(self, result: Result) -> None:
+        self.results = [r for r in self.results if (r.row, r.engine, r.weights) != (result.row, result.engine, result.weights)]
+        self.results.append(result)
+
+    def note(self, note: Note) -> None:
+        self.notes = [n for n in self.notes if (n.row, n.engine, n.weights) != (note.row, note.engine, note.weights)]
+        self.notes.append(note)
 
     def save(self, path: Path) -> None:
+        """All at once: a run that is ended leaves the file of its last row."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.as_json(), indent=1) + "\n")
+        results = [{**asdict(r), "median": r.value, "max_other_cpu": r.other_cpu} for r in self.results]
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({**self.about, "results": results, "notes": [asdict(n) for n in self.notes]}, indent=1) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Raises ``OSError`` or ``ValueError`` for a file that is none."""
+        about = json.loads(path.read_text())
+        try:
+            results, notes = about.pop("results"), about.pop("notes")
+            fields = ("row", "engine", "weights", "runs", "disturbed")
+            return cls(about, [Result(**{name: r[name] for name in fields}) for r in results], [Note(**n) for n in notes])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no report of this benchmark: {error!r}") from error
+
+    def limit(self, row: str, weights: str) -> float | None:
+        """The best that this machine allows, in the row's unit, as measured in the same run."""
+        found, sizes = self.about.get("limits"), self.about.get("sizes", {})
+        if not found or weights not in sizes:
+            return None
+        gops = found["float_gflops"] if weights == "fp32" else found["int8_gops"]
+        return Limits(found["read_gb_s"], gops, ModelSize(**sizes[weights])).best(row)
 
 
-WORKLOADS = {
-    "decode": {
-        "en": "one stream, 32 tokens in, 128 out: decode, tok/s",
-        "zh": "单路生成，输入 32、输出 128 个 token：解码速度，tok/s",
-    },
-    "prefill": {
-        "en": "a prompt of 512 tokens: prefill, tok/s",
-        "zh": "512 个 token 的提示词：预填充速度，tok/s",
-    },
-    "serving": {
-        "en": "64 requests at once over HTTP, 128 in, 128 out: output tok/s",
-        "zh": "64 个并发 HTTP 请求，各输入 128、输出 128：输出 tok/s",
-    },
-    "offline": {
-        "en": "the same 64 in one Python process: output tok/s",
-        "zh": "同样 64 个请求，在 Python 进程内：输出 tok/s",
-    },
-}
-WORDS = {
-    "en": {
-        "memory": "peak memory of the server under that load, MiB",
-        "start": "server start until it answers, s",
-        "slots": ", {} server slots",
-        "note": (
-            "Medians of {reps}, alternating, on {cores} cores of {cpu}, {threads} threads each, {model}, greedy; other processes took "
-            "at most {other:.1%} of the CPU. llama.cpp is {llama} (from llama-cpp-python {sdist}, native build{slots}); "
-            "Octavo is {octavo}. `make bench-peers` measures it again."
-        ),
-    },
-    "zh": {
-        "memory": "该负载下服务器的峰值内存，MiB",
-        "start": "服务器从启动到可用，秒",
-        "slots": "，服务器 {} 个槽位",
-        "note": (
-            "{reps} 次交替测量的中位数；{cpu}，{cores} 核，各用 {threads} 个线程；模型 {model}，贪心解码；"
-            "其他进程占用 CPU 不超过 {other:.1%}。"
-            "llama.cpp 为 {llama}（取自 llama-cpp-python {sdist}，本机原生编译{slots}）；Octavo 为 {octavo}。"
-            "用 `make bench-peers` 可重新测量。"
-        ),
-    },
-}
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: one workload with our four-bit file (beside everything that peers have), or all in fp32.
+
+    ``peers``: engine, weights, value. ``best``: the best of them.
+    """
+
+    row: Row
+    weights: str
+    ours: float | None
+    peers: list[tuple[str, str, float]]
+    limit: float | None
+
+    @property
+    def best(self) -> tuple[str, str, float] | None:
+        if not self.peers:
+            return None
+        value = self.row.best([value for _, _, value in self.peers])
+        return next(peer for peer in self.peers if peer[2] == value)
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.ours is None or self.best is None else self.row.ratio(self.ours, self.best[2])
+
+    @property
+    def share(self) -> float | None:
+        """Of the physical limit."""
+        return None if self.ours is None or self.limit is None else self.row.ratio(self.ours, self.limit)
+
+    def must(self) -> list[Check]:
+        if self.weights == "fp32":
+            return [] if self.ratio is None else [Check("1.0 × the best in fp32", self.ratio, FP32_MUST)]
+        return [check for goal in self.row.must if (check := self.check(goal)) is not None]
+
+    def reach(self) -> Check | None:
+        return self.check(FP32_REACH if self.weights == "fp32" else self.row.reach)
+
+    def check(self, goal: Goal) -> Check | None:
+        """``None`` where what the goal is measured by is missing."""
+        if self.ours is None:
+            return None
+        if isinstance(goal, Share):
+            return None if self.share is None else Check(f"{goal.share:.0%} of the limit", self.share, goal.share, percent=True)
+        if isinstance(goal, Figure):
+            return Check(f"{goal.value:g} {self.row.unit}", self.row.ratio(self.ours, goal.value), 1.0)
+        theirs = [v for engine, weights, v in self.peers if engine == goal.engine and goal.weights in (None, weights)]
+        if not theirs:
+            return None
+        name = f"{goal.times:g} × {goal.engine}" + (f" {goal.weights}" if goal.weights else "")
+        return Check(name, self.row.ratio(self.ours, self.row.best(theirs)), goal.times)
 
 
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+@dataclass(frozen=True)
+class Check:
+    """A goal beside what was measured: ``got`` has to be at least ``needed``, both in the goal's own measure."""
+
+    goal: str
+    got: float
+    needed: float
+    percent: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.got >= self.needed
+
+    def __str__(self) -> str:
+        got = f"{self.got:.0%}" if self.percent else f"{self.got:.2f}"
+        return f"{self.goal}: {got} {'✓' if self.met else '✗'}"
 
 
-def markdown(report: Report, language: str = "en") -> str:
-    """The table and the sentence below it that says what was measured, on what."""
-    words = WORDS[language]
-    rows = [f"| | {OCTAVO} | {LLAMA_CPP} | |", "|---|--:|--:|--:|"]
-
-    def row(label: str, ours: float | None, theirs: float | None, better: str) -> None:
-        if ours is None and theirs is None:
-            return
-        ratio = ""
-        if ours and theirs:
-            ratio = f"{ours / theirs if better == 'more' else theirs / ours:.2f} ×"
-        rows.append(f"| {label} | {number(ours)} | {number(theirs)} | {ratio} |")
-
-    for name, labels in WORKLOADS.items():
-        row(labels[language], report.rate(name, OCTAVO), report.rate(name, LLAMA_CPP), "more")
-    row(words["memory"], report.peak_memory_mib.get(OCTAVO), report.peak_memory_mib.get(LLAMA_CPP), "less")
-    row(words["start"], report.start_s.get(OCTAVO), report.start_s.get(LLAMA_CPP), "less")
-    about = report.about
-    note = words["note"].format(
-        reps=about["settings"]["reps"],
-        cores=about["machine"]["cores"],
-        cpu=about["machine"]["cpu"],
-        threads=about["settings"]["threads"],
-        model=about["settings"]["model"],
-        other=max((r.other_cpu for r in report.results), default=0.0),
-        llama=about["versions"]["llama.cpp"],
-        sdist=about["versions"]["llama-cpp-python"],
-        slots=words["slots"].format(about["settings"]["llama_parallel"]) if "llama_parallel" in about["settings"] else "",
-        octavo=about["versions"]["octavo"],
-    )
-    return "\n".join([*rows, "", note])
+def lines(report: Report, ours: str = "Q4_1") -> list[Line]:
+    """The table's rows for which anything was measured: four bits first, then fp32 beside fp32."""
+    made = []
+    for weights in (ours, "fp32"):
+        for row in ROWS.values():
+            if weights == "fp32" and not row.fp32:
+                continue
+            found = [r for r in report.results if r.row == row.name and r.engine != OCTAVO and (weights != "fp32" or r.weights == "fp32")]
+            peers = [(r.engine, r.weights, r.value) for r in found]
+            value = report.value(row.name, OCTAVO, weights)
+            if value is not None or (peers and weights != "fp32"):
+                made.append(Line(row, weights, value, peers, report.limit(row.name, weights)))
+    return made
 
 
 def fill(readme: Path, text: str) -> None:
@@ -140,29 +187,4 @@ def fill(readme: Path, text: str) -> None:
     readme.write_text(new)
 
 
-def plot(report: Report, path: Path) -> bool:
-    """Octavo's rate as a multiple of llama.cpp's, one bar per workload; ``False`` where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names, ratios = [], []
-    for name, labels in WORKLOADS.items():
-        ours, theirs = report.rate(name, OCTAVO), report.rate(name, LLAMA_CPP)
-        if ours and theirs:
-            names.append(labels["en"].replace(": ", "\n", 1))
-            ratios.append(ours / theirs)
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.8 * len(names)), layout="constrained")
-    bars = axes.barh(names, ratios, color="#35637c", height=0.55)
-    axes.bar_label(bars, [f"{ratio:.2f} ×" for ratio in ratios], padding=4)
-    axes.axvline(1.0, color="#b0562f", linewidth=1.5)
-    axes.set_title("Octavo beside llama.cpp (= 1)", loc="left")
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.12)
-    figure.savefig(path)
-    plt.close(figure)
-    return True
+__all__ = ["Check", "Line", "Note", "Report", "Result", "Times", "fill", "lines"]

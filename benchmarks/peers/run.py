@@ -1,157 +1,238 @@
-"""One command: builds llama.cpp if it is not there, runs every workload on both engines in turn, writes the report.
+"""One command: sets up what is missing, measures every row on every engine in turn, writes one table and one plot.
 
-    python -m benchmarks.peers.run                       everything, medians of five (about a quarter of an hour)
-    python -m benchmarks.peers.run --only decode,prefill --reps 3
-    python -m benchmarks.peers.run --readme              … and puts the table into the READMEs
+    python -m benchmarks.peers.run                                   everything, medians of three
+    python -m benchmarks.peers.run --rows decode,prefill --peers llama.cpp --reps 5
+    python -m benchmarks.peers.run --resume                          goes on with what an interrupted run lacks
+    python -m benchmarks.peers.run --readme                          … and puts the table into the READMEs
+    python -m benchmarks.peers.run --report                          only writes table and plot again
+    OCTAVO_PEERS_SMOKE=1 python -m benchmarks.peers.run --reps 1 --extra-reps 0 --patience 0      does everything work? (tiny lengths)
 
-Engines alternate, repetition by repetition, and each begins when the machine is quiet. A repetition during which other processes
-took more than 4 % of the CPU is measured again, up to three more times (``--extra-reps``); then the least disturbed ones count, and
-the report says how disturbed they were.
+The report is saved after each row. Run it on a quiet machine: a repetition during which other processes took more than 4 % of the CPU is
+measured again, up to three more times (``--extra-reps``); then the least disturbed ones count, and the report says how disturbed they were.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.peers import llamacpp, machine, workload
-from benchmarks.peers.octavo_peer import OctavoServer, OctavoWorker
-from benchmarks.peers.report import LLAMA_CPP, OCTAVO, WORKLOADS, Report, Result, fill, markdown, plot
+from benchmarks.peers import environments, limits, llamacpp, machine, workload
+from benchmarks.peers.estimate import estimate_s
+from benchmarks.peers.race import Entrant, Rules, race
+from benchmarks.peers.report import Note, Report, Result, fill
+from benchmarks.peers.rows import ENGINES, LLAMA_CPP, OCTAVO, ROWS, memory_source
+from benchmarks.peers.table import markdown, plot
+from benchmarks.peers.variants import VARIANTS, Session, Setting, Variant, describe
 
 ROOT = Path(__file__).parents[2]
-EXTRA_REPS = 3
-PORTS = {LLAMA_CPP: 18080, OCTAVO: 18081}
-
-Measure = Callable[[int], dict[str, float]]
 
 
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def measured(measure: Measure, pids: tuple[int, ...], rep: int) -> dict[str, float]:
-    """One repetition in a quiet moment, with its wall time and the CPU that others took meanwhile."""
-    machine.wait_for_quiet()
-    watch = machine.Watch(pids)
-    watch.start()
-    started = time.perf_counter()
-    figures = measure(rep)
-    return {"rep": rep, **figures, "wall_s": time.perf_counter() - started, "other_cpu": watch.other_cpu()}
-
-
-def race(name: str, engines: dict[str, tuple[Measure, tuple[int, ...]]], reps: int, report: Report, extra_reps: int = EXTRA_REPS) -> None:
-    """``reps`` undisturbed repetitions of each engine, alternating; after ``extra_reps`` more, the least disturbed ones."""
-    good: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
-    bad: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
-    for measure, _ in engines.values():
-        measure(workload.WARM_UP)
-    for rep in range(reps + extra_reps):
-        for engine, (measure, pids) in engines.items():
-            if len(good[engine]) < reps:
-                figures = measured(measure, pids, rep)
-                kept = good if figures["other_cpu"] <= machine.MAX_OTHER_CPU else bad
-                kept[engine].append(figures)
-                mark = "" if kept is good else "  (disturbed)"
-                say(f"  {name:8} {engine:10} {figures['tok_s']:9.1f} tok/s   others {figures['other_cpu']:.1%}{mark}")
-    for engine in engines:
-        bad[engine].sort(key=lambda run: run["other_cpu"])
-        lacking = reps - len(good[engine])
-        runs, rest = good[engine] + bad[engine][:lacking], bad[engine][lacking:]
-        report.results.append(Result(name, engine, runs, rest))
-
-
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peers", type=Path, default=Path("~/peers"), help="where peers are built and logs are kept (~/peers)")
-    parser.add_argument("--out", type=Path, help="folder of the report (<peers>/out)")
-    parser.add_argument("--model", help="a GGUF file for both (the default model)")
+    parser.add_argument("--dir", type=Path, default=environments.default_dir(), help="of the environments ($OCTAVO_PEERS or ~/peers)")
+    parser.add_argument("--out", type=Path, help="folder of the report (<dir>/out)")
+    parser.add_argument("--peers", default=",".join(ENGINES[1:]), help="with commas between them: " + ",".join(ENGINES[1:]) + ", or none")
+    parser.add_argument("--rows", default=",".join(ROWS), help="with commas between them: " + ",".join(ROWS))
+    parser.add_argument("--weights", default="Q4_1,Q4_0,int8,fp32", help="with commas between them (Q4_1,Q4_0,int8,fp32)")
+    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--extra-reps", type=int, default=3, help="how many disturbed repetitions may be repeated (3)")
+    parser.add_argument("--patience", type=int, default=25, help="seconds to wait for a quiet machine before each repetition (25)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--reps", type=int, default=5)
-    parser.add_argument("--extra-reps", type=int, default=EXTRA_REPS, help="how many disturbed repetitions may be repeated (3)")
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, with commas between them: " + ",".join(WORKLOADS))
-    parser.add_argument("--llama-parallel", type=int, help="llama-server's slots (default: the best of 8, 16, 32 and 64, measured first)")
-    parser.add_argument("--skip-llama", action="store_true", help="measure Octavo alone")
+    parser.add_argument("--octavo-kv", default="fp16", help="Octavo's --kv-cache-dtype (fp16)")
+    parser.add_argument("--llama-slots", type=int, default=64, help="llama-server's slots for the 64 requests (64)")
+    parser.add_argument("--openvino-seqs", type=int, default=64, help="OpenVINO's max_num_seqs (64)")
+    parser.add_argument("--resume", action="store_true", help="keep what the report has already and measure what it lacks")
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the table and the plot of the report that is there")
+    parser.add_argument("--setup", action="store_true", help="only make the environments")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md and README.zh-CN.md")
     chosen = parser.parse_args(argv)
-    chosen.peers = chosen.peers.expanduser()
-    chosen.out = chosen.out or chosen.peers / "out"
-    chosen.only = chosen.only.split(",")
-    unknown = [name for name in chosen.only if name not in WORKLOADS]
-    if unknown or chosen.reps < 1:
-        parser.error(f"--only {','.join(unknown)}: known are {', '.join(WORKLOADS)}" if unknown else "--reps must be at least 1")
+    chosen.dir = chosen.dir.expanduser()
+    chosen.out = chosen.out or chosen.dir / ("out-smoke" if workload.SMOKE else "out")
+    chosen.peers = [] if chosen.peers == "none" else chosen.peers.split(",")
+    chosen.rows, chosen.weights = chosen.rows.split(","), chosen.weights.split(",")
+    for name, given, known in (
+        ("--peers", chosen.peers, ENGINES[1:]),
+        ("--rows", chosen.rows, tuple(ROWS)),
+        ("--weights", chosen.weights, ("Q4_1", "Q4_0", "int8", "fp32")),
+    ):
+        if unknown := [value for value in given if value not in known]:
+            parser.error(f"{name} {','.join(unknown)}: known are {', '.join(known)}")
+    if chosen.reps < 1:
+        parser.error(f"--reps {chosen.reps}: at least 1")
+    if chosen.readme and workload.SMOKE:
+        parser.error("--readme: OCTAVO_PEERS_SMOKE=1 gives no figures")
     return chosen
+
+
+def plan(args: argparse.Namespace, report: Report) -> dict[str, list[Variant]]:
+    """Which variants each row still needs, in the order of the table. Memory comes with the rows that it is read after."""
+    chosen = [v for v in VARIANTS if v.engine in (OCTAVO, *args.peers) and v.weights in args.weights]
+    planned: dict[str, list[Variant]] = {}
+    for name, row in ROWS.items():
+        wanted = []
+        for variant in chosen:
+            memory = "memory" in args.rows and name == memory_source(variant.engine) and not _known(report, "memory", variant)
+            asked = name in args.rows and not _known(report, name, variant)
+            if name in variant.rows and (asked or memory) and (row.fp32 or variant.weights != "fp32" or variant.engine != OCTAVO):
+                wanted.append(variant)
+        if wanted:
+            planned[name] = wanted
+    return planned
+
+
+def _known(report: Report, row: str, variant: Variant) -> bool:
+    return report.find(row, variant.engine, variant.weights) is not None
+
+
+class Sessions:
+    """The processes that are running. One stays for as long as rows of its group follow."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self._open: dict[tuple[str, str], Session] = {}
+
+    def get(self, variant: Variant, row: str) -> Session:
+        key = (variant.key, variant.group(row))
+        if key not in self._open:
+            self._open[key] = variant.open(self.setting, row)
+        return self._open[key]
+
+    def close_all_but(self, needed: set[tuple[str, str]]) -> None:
+        for key in [key for key in self._open if key not in needed]:
+            self._open.pop(key).stop()
+
+    def close(self) -> None:
+        self.close_all_but(set())
+
+
+def measure(planned: dict[str, list[Variant]], setting: Setting, rules: Rules, report: Report, path: Path) -> None:
+    """All rows, one after the other; the report is saved after each."""
+    with ExitStack() as stack:
+        sessions = Sessions(setting)
+        stack.callback(sessions.close)
+        for position, (name, variants) in enumerate(planned.items(), 1):
+            say(f"[{position}/{len(planned)}] {ROWS[name].en}")
+            entrants = []
+            report.notes = [
+                n for n in report.notes if n.row != name or not any((v.engine, v.weights) == (n.engine, n.weights) for v in variants)
+            ]
+            for variant in variants:
+                try:
+                    entrants.append(Entrant(variant.engine, variant.weights, sessions.get(variant, name)))
+                except (RuntimeError, OSError) as error:
+                    report.note(Note(name, variant.engine, variant.weights, str(error)))
+                    say(f"  {name:9} {variant.key} FAILED: {error}")
+            race(ROWS[name], entrants, rules, report, say)
+            for entrant in entrants:
+                if memory_source(entrant.engine) == name and entrant.session.pids and report.find(name, entrant.engine, entrant.weights):
+                    peak = {"value": machine.peak_memory_mib(entrant.session.pids)}
+                    report.add(Result("memory", entrant.engine, entrant.weights, [peak]))
+            later = list(planned.items())[position:]
+            sessions.close_all_but({(v.key, v.group(row)) for row, others in later for v in others})
+            report.save(path)
+
+
+def about(args: argparse.Namespace, setting: Setting) -> dict[str, object]:
+    """Date, machine, versions, settings, limits and model sizes."""
+    made = setting.environments
+    peers = (
+        {LLAMA_CPP: f"{llamacpp.version(made.llama_bin)}, from llama-cpp-python {environments.LLAMA_CPP_PYTHON}, native build"}
+        if (LLAMA_CPP in args.peers and (made.llama_bin / "llama-server").exists())
+        else {}
+    )
+    for engine, environment in (("OpenVINO", "openvino"), ("vLLM", "vllm"), ("transformers", "transformers")):
+        if engine in args.peers:
+            peers[engine] = ", ".join(r.replace("==", " ") for r in environments.REQUIREMENTS[environment] if "==" in r)
+    found: dict[str, object] = {
+        "date": time.strftime("%F %T"),
+        "command": f"python -m benchmarks.peers.run {shlex.join(sys.argv[1:])}".strip(),
+        "machine": machine.describe(),
+        "versions": {"Octavo": version("octavo"), **peers},
+        "settings": {**describe(setting), "reps": args.reps},
+    }
+    element_bytes = {"fp32": 4, "fp16": 2}.get(setting.octavo_kv_dtype, 1)
+    files = {weights: made.gguf("F32" if weights == "fp32" else weights) for weights in ("Q4_1", "Q4_0", "fp32")}
+    found["sizes"] = {w: asdict(limits.ModelSize.of(file, element_bytes)) for w, file in files.items() if file.exists()}
+    try:
+        machine.wait_for_quiet(patience_s=args.patience)
+        found["limits"] = limits.measure(args.dir / "bin", args.threads)
+    except (OSError, subprocess.CalledProcessError) as error:
+        say(f"limits are not measured: {error}")
+    return found
+
+
+def resumed(path: Path, setting: Setting, reps: int) -> Report | None:
+    """The report to go on with. Raises ``ValueError`` if it was made with other settings."""
+    if not path.exists():
+        return None
+    report = Report.load(path)
+    now = {**describe(setting), "reps": reps}
+    if differing := [k for k, v in now.items() if report.about["settings"].get(k) != v]:
+        raise ValueError(f"{path} was measured with another {', '.join(differing)}: it cannot be resumed")
+    return report
+
+
+def write(report: Report, out: Path, *, readme: bool) -> None:
+    table = markdown(report)
+    (out / "octavo-peers.md").write_text(table + "\n")
+    plotted = plot(report, out / "octavo-peers.svg")
+    if readme:
+        fill(ROOT / "README.md", table)
+        fill(ROOT / "README.zh-CN.md", markdown(report, "zh"))
+    print(table)
+    say(f"\nwritten: {out}/octavo-peers.json, .md{', .svg' if plotted else ' (no plot: matplotlib is not installed)'}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    path = args.out / "octavo-peers.json"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    if args.report:
+        write(Report.load(path), args.out, readme=args.readme)
+        return 0
     from octavo.config import DEFAULT_MODEL
     from octavo.weights import resolve
 
-    model = resolve(args.model or DEFAULT_MODEL)
-    logs = args.peers / "logs"
-    tools = None if args.skip_llama else llamacpp.ensure_built(args.peers, args.threads)
-    versions = {
-        "octavo": version("octavo"),
-        "llama.cpp": llamacpp.version(tools) if tools else "not measured",
-        "llama-cpp-python": llamacpp.VERSION,
-    }
-    settings = {"model": model.name, "threads": args.threads, "reps": args.reps}
-    report = Report({"date": time.strftime("%F %T"), "machine": machine.describe(), "versions": versions, "settings": settings})
-    say(f"{report.about['machine']}\n{versions}")
-
-    with ExitStack() as stack:
-        inside = [name for name in args.only if name in ("decode", "prefill", "offline")]
-        if inside:
-            worker = OctavoWorker(model, args.threads, logs / "octavo-worker.log")
-            stack.callback(worker.stop)
-            ours = {"decode": worker.decode, "prefill": worker.prefill, "offline": worker.serving}
-            bench = llamacpp.LlamaBench(tools, model, args.threads) if tools else None
-            for name in inside:
-                engines: dict[str, tuple[Measure, tuple[int, ...]]] = {OCTAVO: (ours[name], worker.pids)}
-                if bench is not None and name != "offline":
-                    engines[LLAMA_CPP] = ({"decode": bench.decode, "prefill": bench.prefill}[name], bench.pids)
-                race(name, engines, args.reps, report, args.extra_reps)
-            worker.stop()
-        if "serving" in args.only:
-            log = logs / "llama-server.log"
-            engines = {}
-            if tools:
-                settings["llama_parallel"], rates = (
-                    (args.llama_parallel, {})
-                    if args.llama_parallel
-                    else llamacpp.best_parallel(tools, model, args.threads, PORTS[LLAMA_CPP], log, (8, 16, 32, 64))
-                )
-                report.about["llama_parallel_sweep_tok_s"] = rates
-                theirs = llamacpp.LlamaServer(tools, model, args.threads, settings["llama_parallel"], PORTS[LLAMA_CPP], log)
-                stack.callback(theirs.stop)
-                engines[LLAMA_CPP] = (theirs.serving, theirs.pids)
-                report.start_s[LLAMA_CPP] = theirs.server.start_s
-            served = OctavoServer(model, args.threads, PORTS[OCTAVO], logs / "octavo-server.log")
-            stack.callback(served.stop)
-            engines = {OCTAVO: (served.serving, served.pids), **engines}
-            report.start_s[OCTAVO] = served.server.start_s
-            race("serving", engines, args.reps, report, args.extra_reps)
-            report.peak_memory_mib = {engine: machine.peak_memory_mib(pids) for engine, (_, pids) in engines.items()}
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    report.save(args.out / "octavo-peers.json")
-    table = markdown(report)
-    (args.out / "octavo-peers.md").write_text(table + "\n")
-    plotted = plot(report, args.out / "octavo-peers.svg")
-    if args.readme:
-        fill(ROOT / "README.md", table)
-        fill(ROOT / "README.zh-CN.md", markdown(report, "zh"))
-    print(table)
-    say(f"\nwritten: {args.out}/octavo-peers.json, .md{', .svg' if plotted else ' (no plot: matplotlib is not installed)'}")
+    made = environments.Environments(args.dir, resolve(DEFAULT_MODEL))
+    setting = Setting(made, args.threads, args.octavo_kv, args.llama_slots, args.openvino_seqs)
+    variants = [v for v in VARIANTS if v.engine in (OCTAVO, *args.peers) and v.weights in args.weights]
+    failures = made.ensure(say, frozenset().union(*(v.environments for v in variants)))
+    if args.setup:
+        say("all environments are ready" if not failures else f"not ready: {', '.join(failures)}")
+        return 1 if failures else 0
+    report = resumed(path, setting, args.reps) if args.resume else None
+    earlier = Report.load(path) if path.exists() else None
+    if report is None:
+        report = Report(about(args, setting))
+    planned = plan(args, report)
+    for name, failed in failures.items():
+        for variant in variants:
+            if name in variant.environments:
+                report.note(Note("all", variant.engine, variant.weights, failed))
+    lacking = {(n.engine, n.weights) for n in report.notes if n.row == "all"}
+    planned = {row: [v for v in vs if (v.engine, v.weights) not in lacking] for row, vs in planned.items()}
+    rules = Rules(args.reps, args.extra_reps, args.patience)
+    say(f"{report.about['machine']}\n{report.about['versions']}\n{report.about.get('limits')}")
+    say(f"estimate: {estimate_s(planned, args.reps, earlier) / 60:.0f} minutes on a quiet machine")
+    started = time.monotonic()
+    measure(planned, setting, rules, report, path)
+    report.about["took_s"] = round(time.monotonic() - started)
+    report.save(path)
+    write(report, args.out, readme=args.readme)
     return 0
 
 

@@ -1,15 +1,22 @@
-"""The peers' benchmark: a fixed workload, an honest table, repetitions that disturbed ones do not spoil."""
+"""The peers' benchmark: a fixed workload, a fair race that disturbances and failures do not spoil, a report that a run can go on from."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from benchmarks.peers import machine, run, workload
-from benchmarks.peers.report import LLAMA_CPP, OCTAVO, Report, Result, fill, markdown
+from benchmarks.peers.environments import Environments, Step
+from benchmarks.peers.estimate import TYPICAL_S, estimate_s
+from benchmarks.peers.process import Worker
+from benchmarks.peers.race import Entrant, Rules, race
+from benchmarks.peers.report import Note, Report, Result
+from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, ROWS, VLLM, Times
+from benchmarks.peers.variants import VARIANTS
 
 
 def test_the_workload_is_a_contract() -> None:
@@ -17,90 +24,190 @@ def test_the_workload_is_a_contract() -> None:
     ids = [workload.decode(0), workload.prefill(3), *workload.serving(1)]
     assert [len(prompt) for prompt in ids] == [32, 512] + [128] * 64
     assert sha256(json.dumps(ids).encode()).hexdigest() == "bc02de29d7d90ef7453fd8e3c3b12b80d179342daf60933c65bffac6a296e1a9"
-    assert len({tuple(prompt) for rep in range(8) for prompt in workload.serving(rep)}) == 8 * 64
+    ids = [workload.samples(1), *workload.prefix(2), *workload.context()]
+    assert [len(prompt) for prompt in ids] == [512] + [528] * 32 + [1024] * 64
+    assert sha256(json.dumps(ids).encode()).hexdigest() == "1acbdf9bf466582ce5dc3e348abfd1d006b9548c5015f9fcd52b3783e0bbc61d"
 
 
-def about(**settings: object) -> dict[str, object]:
-    return {
-        "machine": {"cpu": "a CPU", "cores": 2},
-        "versions": {"octavo": "0.1.0", "llama.cpp": "b1", "llama-cpp-python": "0.3.36"},
-        "settings": {"model": "m.gguf", "threads": 2, "reps": 3, **settings},
-    }
+def test_prompts_share_nothing_but_the_prefix_that_they_should() -> None:
+    """A repetition that another's cached keys and values could answer would measure nothing."""
+    prompts = [workload.samples(rep) for rep in range(6)] + [workload.decode(rep) for rep in range(6)]
+    prompts += [p for rep in (*range(6), workload.WARM_UP) for p in workload.serving(rep)] + workload.context()
+    heads = [tuple(p[:16]) for p in prompts] + [tuple(workload.prefix(rep)[0][:16]) for rep in range(6)]
+    assert len(set(heads)) == len(heads)
+    shared = workload.prefix(0)
+    assert len({tuple(p[: workload.SHARED_LEN]) for p in shared}) == 1
+    assert len({tuple(p[workload.SHARED_LEN :]) for p in shared}) == workload.PREFIX.num_prompts
 
 
-def rates(*values: float, other_cpu: float = 0.01) -> list[dict[str, float]]:
-    return [{"tok_s": value, "other_cpu": other_cpu} for value in values]
+class Scripted:
+    """A session that gives the values it was told, or raises."""
+
+    def __init__(self, values: list[float] | Exception) -> None:
+        self.values = values
+        self.pids: tuple[int, ...] = ()
+
+    def measure(self, row: str, rep: int) -> dict[str, float]:
+        if isinstance(self.values, Exception):
+            raise self.values
+        return {"value": self.values[rep] if rep < workload.WARM_UP else 0.0}
+
+    def stop(self) -> None: ...
 
 
-def test_the_table_has_medians_and_ratios() -> None:
-    report = Report(about(llama_parallel=32))
-    report.results = [
-        Result("serving", OCTAVO, rates(590.0, 610.0, 600.0)),
-        Result("serving", LLAMA_CPP, rates(200.0, 100.0, 900.0, other_cpu=0.03)),
-        Result("offline", OCTAVO, rates(700.0)),
-    ]
-    report.peak_memory_mib = {OCTAVO: 400.0, LLAMA_CPP: 800.0}
-    text = markdown(report)
-    rows = {
-        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:5]] for line in text.splitlines() if line.startswith("|")
-    }
-    assert rows["64 requests at once over HTTP, 128 in, 128 out: output tok/s"] == ["600", "200", "3.00 ×"]
-    assert rows["the same 64 in one Python process: output tok/s"] == ["700", "–", ""]
-    assert rows["peak memory of the server under that load, MiB"] == ["400", "800", "2.00 ×"]
-    assert "at most 3.0% of the CPU" in text
-    assert not any("prefill" in row for row in rows)
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_a_readme_is_filled_between_its_markers_only(language: str, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    report = Report(about(), [Result("decode", OCTAVO, rates(100.0)), Result("decode", LLAMA_CPP, rates(80.0))])
-    for _ in range(2):
-        fill(readme, markdown(report, language))
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- bench -->\n| |")
-    assert text.endswith("\n<!-- /bench -->\nafter\n")
-    assert text.count("1.25 ×") == 1
-    assert "old" not in text
-    readme.write_text("no markers")
-    with pytest.raises(ValueError, match="no <!-- bench -->"):
-        fill(readme, "x")
-
-
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readmes_can_be_filled(name: str, tmp_path: Path) -> None:
-    copy = tmp_path / name
-    copy.write_text((run.ROOT / name).read_text())
-    fill(copy, "the table")
-    assert "<!-- bench -->\nthe table\n<!-- /bench -->" in copy.read_text()
+def scripted_loads(monkeypatch: pytest.MonkeyPatch, loads: Iterator[float]) -> None:
+    monkeypatch.setattr(machine, "wait_for_quiet", lambda patience_s: True)
+    monkeypatch.setattr(machine.Watch, "start", lambda self: None)
+    monkeypatch.setattr(machine.Watch, "other_cpu", lambda self: next(loads))
 
 
 def test_disturbed_repetitions_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    loads: Iterator[float] = iter([0.5, 0.01, 0.02, 0.9, 0.03])
-    monkeypatch.setattr(machine, "wait_for_quiet", lambda: True)
-    monkeypatch.setattr(machine.Watch, "start", lambda self: None)
-    monkeypatch.setattr(machine.Watch, "other_cpu", lambda self: next(loads))
-    report = Report(about())
-    run.race("decode", {OCTAVO: (lambda rep: {"tok_s": float(rep)}, ())}, 3, report)
+    scripted_loads(monkeypatch, iter([0.5, 0.01, 0.02, 0.9, 0.03]))
+    report = Report({})
+    race(ROWS["decode"], [Entrant(OCTAVO, "Q4_1", Scripted([0, 1, 2, 3, 4]))], Rules(3), report, lambda line: None)
     [result] = report.results
-    assert [r["tok_s"] for r in result.runs] == [1.0, 2.0, 4.0]
-    assert [r["tok_s"] for r in result.disturbed] == [0.0, 3.0]
+    assert [r["value"] for r in result.runs] == [1.0, 2.0, 4.0]
+    assert [r["value"] for r in result.disturbed] == [0.0, 3.0]
 
 
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    loads = iter([0.5, 0.2, 0.3, 0.9, 0.1, 0.8])
-    monkeypatch.setattr(machine, "wait_for_quiet", lambda: False)
-    monkeypatch.setattr(machine.Watch, "start", lambda self: None)
-    monkeypatch.setattr(machine.Watch, "other_cpu", lambda self: next(loads))
-    report = Report(about())
-    run.race("decode", {OCTAVO: (lambda rep: {"tok_s": 1.0}, ())}, 3, report)
+    scripted_loads(monkeypatch, iter([0.5, 0.2, 0.3, 0.9, 0.1, 0.8]))
+    report = Report({})
+    race(ROWS["decode"], [Entrant(OCTAVO, "Q4_1", Scripted([1.0] * 6))], Rules(3), report, lambda line: None)
     [result] = report.results
     assert [r["other_cpu"] for r in result.runs] == [0.1, 0.2, 0.3]
     assert result.other_cpu == 0.3
 
 
-def test_cpu_time_of_ours_is_not_others() -> None:
+def test_a_peer_that_fails_leaves_a_note_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_loads(monkeypatch, iter([0.0] * 10))
+    report = Report({})
+    entrants = [
+        Entrant(OCTAVO, "Q4_1", Scripted([5, 7, 6])),
+        Entrant(VLLM, "fp32", Scripted(RuntimeError("out of blocks"))),
+        Entrant(LLAMA_CPP, "Q4_0", Scripted([3, 1])),  # the third repetition is an IndexError of the script
+    ]
+    with pytest.raises(IndexError):
+        race(ROWS["decode"], entrants, Rules(3), report, lambda line: None)  # mistakes of our own are not notes
+    entrants.pop()
+    race(ROWS["decode"], entrants, Rules(3), report, lambda line: None)
+    assert [(r.engine, r.value) for r in report.results] == [(OCTAVO, 6)]
+    assert report.notes == [Note("decode", VLLM, "fp32", "out of blocks")]
+
+
+def test_engines_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_loads(monkeypatch, iter([0.0] * 10))
+    said: list[str] = []
+    entrants = [Entrant(e, "fp32", Scripted([1.0] * 3)) for e in (OCTAVO, VLLM)]
+    race(ROWS["decode"], entrants, Rules(3), Report({}), said.append)
+    assert [line.split()[1] for line in said] == [OCTAVO, VLLM] * 3
+
+
+def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report = Report({"date": "today", "settings": {"reps": 3}})
+    report.add(Result("decode", OCTAVO, "Q4_1", [{"value": 2.0, "other_cpu": 0.01}], [{"value": 1.0, "other_cpu": 0.5}]))
+    report.add(Result("decode", OCTAVO, "Q4_1", [{"value": 3.0, "other_cpu": 0.02}]))
+    report.note(Note("decode", VLLM, "fp32", "why"))
+    report.save(path)
+    assert Report.load(path) == report
+    assert report.value("decode", OCTAVO, "Q4_1") == 3.0
+    assert json.loads(path.read_text())["results"][0]["median"] == 3.0
+    path.write_text('{"results": []}')
+    with pytest.raises(ValueError, match="no report of this benchmark"):
+        Report.load(path)
+
+
+def planned(report: Report, *argv: str) -> dict[str, list[tuple[str, str]]]:
+    return {row: [(v.engine, v.weights) for v in vs] for row, vs in run.plan(run.arguments(list(argv)), report).items()}
+
+
+def test_a_run_goes_on_with_what_it_lacks() -> None:
+    report = Report({})
+    everything = planned(report)
+    assert list(everything) == [row for row in ROWS if row != "memory"]
+    assert set(everything["decode"]) == {(v.engine, v.weights) for v in VARIANTS}
+    for row in ROWS.values():
+        named = {goal.engine for goal in (*row.must, row.reach) if isinstance(goal, Times)}
+        assert row.name == "memory" or named <= {engine for engine, _ in everything[row.name]}, "a goal needs whom it names"
+    assert (OCTAVO, "fp32") not in everything["startup"]
+    report.add(Result("decode", OPENVINO, "int8", [{"value": 1.0}]))
+    assert set(everything["decode"]) - set(planned(report)["decode"]) == {(OPENVINO, "int8")}
+    assert planned(report, "--rows", "decode", "--peers", "OpenVINO", "--weights", "int8") == {}
+    assert planned(report, "--rows", "memory", "--peers", "vLLM") == {
+        "requests": [(VLLM, "fp32")],
+        "serving": [(OCTAVO, "Q4_1"), (OCTAVO, "fp32")],
+    }
+
+
+@pytest.mark.parametrize("argv", [["--rows", "decode,nothing"], ["--peers", "ollama"], ["--reps", "0"], ["--weights", "int3"]])
+def test_what_is_unknown_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.arguments(argv)
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_the_estimate_takes_what_was_measured_before() -> None:
+    report = Report({})
+    plan = run.plan(run.arguments([]), report)
+    typical = estimate_s(plan, 3, None)
+    assert 10 * 60 < typical < 30 * 60, "a whole run is to take less than half an hour"
+    report.add(Result("requests", VLLM, "fp32", [{"value": 1.0, "wall_s": TYPICAL_S["requests"][VLLM] + 100}]))
+    assert estimate_s(plan, 3, report) == pytest.approx(typical + 3 * 100)
+
+
+def test_a_worker_answers_or_says_why_not(tmp_path: Path) -> None:
+    """The real loop, in a child, with a module of this test's own in place of an engine."""
+    module = """
+import os, sys
+from benchmarks.peers.workers.lines import claim_stdout, expect, serve, settings
+channel = claim_stdout()
+print("noise of an engine"); os.system("echo noise of its child")
+def short(rep): expect(3, 4)
+serve(channel, {"got": settings()}, {"ok": lambda rep: {"value": rep * 2.0}, "short": short})
+"""
+    log = tmp_path / "log"
+    (tmp_path / "scripted.py").write_text(module)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    worker = Worker(Path(sys.executable), "scripted", {"model": "m"}, log, environment)
+    try:
+        assert worker.about == {"got": {"model": "m"}}
+        assert worker.measure("ok", 21) == {"value": 42.0}
+        with pytest.raises(RuntimeError, match="3 output tokens instead of 4"):
+            worker.measure("short", 0)
+        with pytest.raises(RuntimeError, match="KeyError"):
+            worker.measure("unknown", 0)
+        assert worker.measure("ok", 1) == {"value": 2.0}
+    finally:
+        worker.stop()
+    assert "noise of an engine" in log.read_text()
+    assert "noise of its child" in log.read_text()
+    with pytest.raises(RuntimeError, match="ended; its log is"):
+        Worker(Path(sys.executable), "there_is_none", {}, log, environment)
+
+
+def test_environments_are_made_once_and_a_failure_stops_only_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def fail() -> None:
+        raise OSError("no network")
+
+    steps = [
+        Step("vllm", "packages", lambda: "vllm" in made, fail),
+        Step("openvino", "packages", lambda: "openvino" in made, lambda: made.append("openvino")),
+        Step("llamacpp", "build", lambda: True, fail),
+    ]
+    monkeypatch.setattr(Environments, "steps", lambda self: steps)
+    environments = Environments(tmp_path, tmp_path / "model.gguf")
+    said: list[str] = []
+    assert list(environments.ensure(said.append)) == ["vllm"]
+    assert made == ["openvino"]
+    assert any("no network" in line for line in said)
+    assert environments.ensure(said.append, frozenset({"openvino", "llamacpp"})) == {}
+    assert made == ["openvino"]
+
+
+def test_cpu_time_of_what_is_measured_is_not_others() -> None:
     watch = machine.Watch()
     watch.start()
     sum(i * i for i in range(3_000_000))

@@ -1,0 +1,48 @@
+"""How long a run will take: from an earlier report's own times where there is one, else from typical ones on two cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Protocol
+
+from benchmarks.peers.report import Report
+from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM
+
+TYPICAL_S: Mapping[str, Mapping[str, float]] = {
+    "requests": {OCTAVO: 8, LLAMA_CPP: 26, OPENVINO: 16, VLLM: 20, TRANSFORMERS: 27},
+    "serving": {OCTAVO: 8, LLAMA_CPP: 33},
+    "decode": {OCTAVO: 1, LLAMA_CPP: 2, OPENVINO: 2, VLLM: 4, TRANSFORMERS: 5},
+    "prefill": {OCTAVO: 1, LLAMA_CPP: 2, OPENVINO: 1, VLLM: 1, TRANSFORMERS: 1},
+    "samples": {OCTAVO: 1, LLAMA_CPP: 5, OPENVINO: 3, VLLM: 6, TRANSFORMERS: 12},
+    "prefix": {OCTAVO: 2, LLAMA_CPP: 20, OPENVINO: 5, VLLM: 6},
+    "context": {OCTAVO: 4, LLAMA_CPP: 14, OPENVINO: 12},
+    "startup": {OCTAVO: 1, LLAMA_CPP: 1, OPENVINO: 3, VLLM: 30, TRANSFORMERS: 8},
+}
+"""Seconds of a repetition."""
+CONTEXT_WARM_UP_S = {OCTAVO: 30.0, OPENVINO: 40.0}
+"""The 64 prompts' prefill, once."""
+QUIET_S = 1.1
+"""A quiet machine is known to be quiet after this long."""
+
+
+class Named(Protocol):
+    @property
+    def engine(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+
+
+def estimate_s(planned: Mapping[str, Sequence[Named]], reps: int, earlier: Report | None) -> float:
+    """Seconds for ``reps`` undisturbed repetitions of every row and variant, with their warm-ups."""
+    total = 0.0
+    for row, variants in planned.items():
+        for variant in variants:
+            found = earlier.find(row, variant.engine, variant.weights) if earlier else None
+            one = median(run["wall_s"] for run in found.runs) if found else TYPICAL_S[row].get(variant.engine, 10)
+            total += reps * (one + QUIET_S)
+            if row == "context":
+                total += CONTEXT_WARM_UP_S.get(variant.engine, 0.0)
+            elif ROWS[row].warm_up is not None:
+                total += one if ROWS[row].warm_up == row else TYPICAL_S["decode"].get(variant.engine, 2)
+    return total

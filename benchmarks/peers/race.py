@@ -1,0 +1,78 @@
+"""One row: every entrant in turn, repetition by repetition, each begun when the machine is quiet.
+
+A repetition during which other processes took more than ``machine.MAX_OTHER_CPU`` of the CPU is measured again; after ``extra_reps``
+more, the least disturbed ones count. An entrant that fails leaves a note and the race goes on without it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.peers import machine, workload
+from benchmarks.peers.report import Note, Report, Result
+from benchmarks.peers.rows import Row
+from benchmarks.peers.variants import Session
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    engine: str
+    weights: str
+    session: Session
+
+
+@dataclass(frozen=True)
+class Rules:
+    reps: int
+    extra_reps: int = 3
+    patience_s: int = 25
+
+
+def measured(entrant: Entrant, row: str, rep: int, patience_s: int) -> dict[str, float]:
+    """One repetition in a quiet moment, with its wall time and the CPU that others took meanwhile."""
+    began = time.perf_counter()
+    machine.wait_for_quiet(patience_s=patience_s)
+    watch = machine.Watch(entrant.session.pids)
+    watch.start()
+    started = time.perf_counter()
+    figures = entrant.session.measure(row, rep)
+    ended = time.perf_counter()
+    return {"rep": rep, **figures, "wall_s": ended - started, "waited_s": started - began, "other_cpu": watch.other_cpu()}
+
+
+def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, say: Say) -> None:
+    """``rules.reps`` undisturbed repetitions of each entrant, added to the report."""
+    good: dict[Entrant, list[dict[str, float]]] = {entrant: [] for entrant in entrants}
+    bad: dict[Entrant, list[dict[str, float]]] = {entrant: [] for entrant in entrants}
+
+    def attempt(entrant: Entrant, what: Callable[[], dict[str, float]]) -> dict[str, float] | None:
+        try:
+            return what()
+        except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
+            report.note(Note(row.name, entrant.engine, entrant.weights, str(error)))
+            say(f"  {row.name:9} {entrant.engine:13}{entrant.weights:5} FAILED: {error}")
+            good.pop(entrant), bad.pop(entrant)
+            return None
+
+    if row.warm_up is not None:
+        for entrant in entrants:
+            attempt(entrant, lambda entrant=entrant: entrant.session.measure(row.warm_up, workload.WARM_UP))  # type: ignore[misc]
+    for rep in range(rules.reps + rules.extra_reps):
+        for entrant in [e for e in entrants if e in good and len(good[e]) < rules.reps]:
+            figures = attempt(entrant, lambda entrant=entrant, rep=rep: measured(entrant, row.name, rep, rules.patience_s))  # type: ignore[misc]
+            if figures is None:
+                continue
+            quiet = figures["other_cpu"] <= machine.MAX_OTHER_CPU
+            (good if quiet else bad)[entrant].append(figures)
+            mark = "" if quiet else "  (disturbed)"
+            value = f"{figures['value']:9.4g} {row.unit}"
+            say(f"  {row.name:9} {entrant.engine:13}{entrant.weights:5}{value}   others {figures['other_cpu']:.1%}{mark}")
+    for entrant, runs in good.items():
+        rest = sorted(bad[entrant], key=lambda run: run["other_cpu"])
+        lacking = rules.reps - len(runs)
+        report.add(Result(row.name, entrant.engine, entrant.weights, runs + rest[:lacking], rest[lacking:]))

@@ -1,0 +1,134 @@
+"""The report as Markdown, in English and in Chinese, and as a plot where matplotlib is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.report import Line, Report, lines
+from benchmarks.peers.rows import ENGINES, LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM, memory_source
+
+WORDS = {
+    "en": {
+        "head": ("", "best peer", "times as good", "must", "reach"),
+        "limit": "{:.0%} of the limit",
+        "missing": "Not measured:",
+        "note": (
+            "Medians of {reps}, engines in turn in one run ({date}), on {cores} cores of {cpu}, {threads} threads each, "
+            "SmolLM2-135M-Instruct, the same token ids and lengths for all; other processes took at most {other:.1%} of the CPU. "
+            "✓ and ✗ compare what was measured with the goal before the colon, as multiples. "
+            "This machine reads {read:.0f} GB/s and computes {float:.0f} GFLOPS in fp32, {int8:.0f} GOPS in int8; the limit is what these "
+            "allow for weights, keys and values alone. Peak memory is read after the 64 requests. {versions}. "
+            "`{command}` measures it again."
+        ),
+    },
+    "zh": {
+        "head": ("", "最佳同类", "倍数", "必须达到", "力争达到"),
+        "limit": "极限的 {:.0%}",
+        "missing": "未测量：",
+        "note": (
+            "各引擎在同一次运行中轮流测量，取 {reps} 次的中位数（{date}）；{cpu}，{cores} 核，各用 {threads} 个线程；模型 "
+            "SmolLM2-135M-Instruct，所有引擎的 token 与长度相同；其他进程占用 CPU 不超过 {other:.1%}。"
+            "✓ 与 ✗ 表示冒号后的实测倍数是否达到冒号前的目标。本机读内存 {read:.0f} GB/s，fp32 {float:.0f} GFLOPS，int8 {int8:.0f} GOPS；"
+            "“极限”只计读写权重与 KV 以及权重乘法所需的时间。峰值内存在 64 个请求之后读取。{versions}。用 `{command}` 可重新测量。"
+        ),
+    },
+}
+PLOT_COLOURS = {OCTAVO: "#35637c", LLAMA_CPP: "#b0562f", OPENVINO: "#7a8f4b", VLLM: "#8a6fa8", TRANSFORMERS: "#9a9a9a"}
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _cell(line: Line, engine: str) -> str:
+    """All that an engine reached in a row: the best weights first, each named."""
+    theirs = sorted((p for p in line.peers if p[0] == engine), key=lambda p: p[2], reverse=line.row.better == "more")
+    return " · ".join(f"{number(value)} ({weights})" for _, weights, value in theirs) or "–"
+
+
+def _others(report: Report, line: Line) -> str:
+    """Octavo's own figure; in a four-bit row, the other four-bit file's too."""
+    text = f"**{number(line.ours)}** ({line.weights})"
+    if line.weights != "fp32":
+        for other in sorted({r.weights for r in report.results if r.engine == OCTAVO} - {line.weights, "fp32"}):
+            value = report.value(line.row.name, OCTAVO, other)
+            text += f" · {number(value)} ({other})" if value is not None else ""
+    return text
+
+
+def markdown(report: Report, language: str = "en", command: str = "make bench-peers") -> str:
+    """The table, what could not be measured and why, and what was measured on what."""
+    words: dict[str, Any] = WORDS[language]
+    head = words["head"]
+    columns = [head[0], *ENGINES, *head[2:]]
+    rows = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * len(ENGINES) + "--:|---|---|"]
+    for line in lines(report):
+        label = line.row.zh if language == "zh" else line.row.en
+        unit = f", {line.row.unit}" + (", fp32" if line.weights == "fp32" else "")
+        ratio = "–" if line.ratio is None else f"{line.ratio:.2f} ×"
+        reach = line.reach()
+        goal = "" if reach is None else str(reach)
+        if line.share is not None and "limit" not in goal:
+            goal += ("; " if goal else "") + words["limit"].format(line.share)
+        cells = [label + unit, _others(report, line), *(_cell(line, engine) for engine in ENGINES[1:])]
+        rows.append("| " + " | ".join([*cells, ratio, "; ".join(map(str, line.must())) or "–", goal or "–"]) + " |")
+    missing = [
+        f"- {note.engine} {note.weights}, {ROWS[note.row].en if note.row in ROWS else note.row}: {note.text}" for note in report.notes
+    ]
+    return "\n".join([*rows, "", *([words["missing"], *missing, ""] if missing else []), _note(report, words["note"], command)])
+
+
+def _note(report: Report, words: str, command: str) -> str:
+    about = report.about
+    limits = about.get("limits") or {"read_gb_s": 0.0, "float_gflops": 0.0, "int8_gops": 0.0}
+    return words.format(
+        reps=about["settings"]["reps"],
+        date=about["date"],
+        cores=about["machine"]["cores"],
+        cpu=about["machine"]["cpu"],
+        threads=about["settings"]["threads"],
+        other=max((r.other_cpu for r in report.results), default=0.0),
+        read=limits["read_gb_s"],
+        float=limits["float_gflops"],
+        int8=limits["int8_gops"],
+        versions=", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+        command=command,
+    )
+
+
+def plot(report: Report, path: Path) -> bool:
+    """How good each engine's best is beside the best peer's (= 1), a group of bars per row; ``False`` where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [line for line in lines(report) if line.best is not None]
+    figure, panels = plt.subplots(
+        1, max(1, len(shown)), figsize=(2.1 * max(1, len(shown)), 3.6), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, line in zip(panels[0], shown, strict=False):
+        assert line.best is not None
+        best = line.best[2]
+        values = {engine: [v for e, _, v in line.peers if e == engine] for engine in ENGINES[1:]}
+        bars = {engine: line.row.ratio(line.row.best(found), best) for engine, found in values.items() if found}
+        if line.ours is not None:
+            bars = {OCTAVO: line.row.ratio(line.ours, best), **bars}
+        drawn = axes.bar(range(len(bars)), list(bars.values()), color=[PLOT_COLOURS[engine] for engine in bars])
+        axes.bar_label(drawn, [f"{ratio:.2f}" for ratio in bars.values()], fontsize=7, padding=2)
+        axes.set_xticks(range(len(bars)), list(bars), rotation=60, ha="right", fontsize=7)
+        axes.axhline(1.0, color="#444444", linewidth=0.8)
+        axes.set_title(line.row.name + (" fp32" if line.weights == "fp32" else ""), fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("times as good as the best peer, each engine with its best weights", x=0.01, ha="left", fontsize=10)
+    figure.savefig(path)
+    plt.close(figure)
+    return True
+
+
+__all__ = ["markdown", "memory_source", "number", "plot"]

@@ -1,0 +1,205 @@
+"""Who takes part: each engine with each kind of weights, in which rows, and how it is started for a row.
+
+A variant's rows are grouped by the process that serves them; the runner keeps a process for as long as rows of its group follow.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmarks.peers import workload
+from benchmarks.peers.client import complete_all
+from benchmarks.peers.environments import Environments
+from benchmarks.peers.llamacpp import LlamaServer, LlamaTools
+from benchmarks.peers.process import Server, Worker, free_port
+from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, TRANSFORMERS, VLLM
+
+MIB = 2**20
+SERVED_KV_BYTES = 512 * MIB
+"""Room for 64 sequences of 256 tokens of SmolLM2 in fp16, which is what llama-server is given too."""
+CONTEXT_KV_BYTES = 1792 * MIB
+"""Room for 64 sequences of 1,056 tokens in fp16."""
+
+IN_PROCESS = ("requests", "decode", "prefill", "samples", "prefix", "context", "startup")
+
+
+class Session(Protocol):
+    """What is measured. ``pids``: its processes, whose CPU time is its own."""
+
+    @property
+    def pids(self) -> tuple[int, ...]: ...
+    def measure(self, row: str, rep: int) -> dict[str, float]: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all variants of a run."""
+
+    environments: Environments
+    threads: int
+    octavo_kv_dtype: str = "fp16"
+    llama_slots: int = 64
+    openvino_seqs: int = 64
+
+    def log(self, name: str) -> Path:
+        return self.environments.root / "logs" / f"{name}.log"
+
+
+class OctavoServer(Server):
+    """``octavo serve``."""
+
+    def __init__(self, setting: Setting, weights: str) -> None:
+        model = setting.environments.gguf("F32" if weights == "fp32" else weights)
+        port = free_port()
+        command = [sys.executable, "-m", "octavo.cli", "serve", str(model), "--port", str(port), "--served-model-name", "peer"]
+        command += ["--num-threads", str(setting.threads), "--kv-cache-dtype", setting.octavo_kv_dtype]
+        command += ["--kv-cache-memory-bytes", str(SERVED_KV_BYTES)]
+        super().__init__(command, port, setting.log(f"octavo-server-{weights}"))
+
+    def measure(self, row: str, rep: int) -> dict[str, float]:
+        if row == "serving":
+            done = complete_all(self.port, workload.serving(rep), workload.SERVING.output_len, "peer", {})
+            return {"value": done["out_tok_s"], "time_s": done["time_s"]}
+        return {"value": complete_all(self.port, [workload.decode(rep)], 1, "peer", {})["time_s"]}
+
+
+class Launches:
+    """A session of which each repetition is a launch: seconds from the command to the first token of a 32-token prompt."""
+
+    def __init__(self, variant: Variant, setting: Setting) -> None:
+        self.variant, self.setting = variant, setting
+        self.pids: tuple[int, ...] = ()
+
+    def measure(self, row: str, rep: int) -> dict[str, float]:
+        launched = time.perf_counter()
+        session = self.variant.launch(self.setting, "serving" if self.variant.serves else "decode")
+        try:
+            ready_s = time.perf_counter() - launched
+            session.measure("first_token", rep)
+            return {"value": time.perf_counter() - launched, "ready_s": ready_s}
+        finally:
+            session.stop()
+
+    def stop(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``weights`` as the table names them: ``Q4_1``, ``Q4_0``, ``int8``, ``fp32``."""
+
+    engine: str
+    weights: str
+    rows: tuple[str, ...] = IN_PROCESS
+    serves: bool = False
+    """Whether it has an HTTP server, which then is what is launched for ``startup``."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.engine} {self.weights}"
+
+    @property
+    def environments(self) -> frozenset[str]:
+        """The peers' environments that it needs."""
+        return {
+            OCTAVO: frozenset() if self.weights == "Q4_1" else frozenset({"llamacpp"}),
+            LLAMA_CPP: frozenset({"llamacpp"}),
+            OPENVINO: frozenset({"openvino", "optimum", "transformers"}),
+            VLLM: frozenset({"vllm", "transformers"}),
+            TRANSFORMERS: frozenset({"transformers"}),
+        }[self.engine]
+
+    def group(self, row: str) -> str:
+        """Rows of one group share a session."""
+        if row == "startup":
+            return "startup"
+        if self.engine == LLAMA_CPP:
+            return row if row in ("serving", "samples", "prefix") else "tools"
+        if self.engine == OCTAVO:
+            return row if row in ("serving", "context") else "worker"
+        return "worker"
+
+    def open(self, setting: Setting, row: str) -> Session:
+        return Launches(self, setting) if row == "startup" else self.launch(setting, row)
+
+    def launch(self, setting: Setting, row: str) -> Session:
+        """Starts what serves a row. Raises ``RuntimeError`` (or ``OSError``) if it does not start."""
+        environments, threads = setting.environments, setting.threads
+        gguf = environments.gguf("F32" if self.weights == "fp32" else self.weights)
+        if self.engine == LLAMA_CPP:
+            if self.group(row) == "tools":
+                return LlamaTools(environments.llama_bin, gguf, threads)
+            log = setting.log(f"llama-server-{self.weights}")
+            return LlamaServer.for_row(row, environments.llama_bin, gguf, threads, log, setting.llama_slots)
+        if self.engine == OCTAVO and row == "serving":
+            return OctavoServer(setting, self.weights)
+        return self._worker(setting, row, gguf)
+
+    def _worker(self, setting: Setting, row: str, gguf: Path) -> Worker:
+        environments, threads = setting.environments, setting.threads
+        python, module, settings, environment = Path(sys.executable), "octavo", {}, {}
+        if self.engine == OCTAVO:
+            kv_bytes = CONTEXT_KV_BYTES if row == "context" else SERVED_KV_BYTES
+            settings = {"model": str(gguf), "num_threads": threads, "kv_cache_dtype": setting.octavo_kv_dtype}
+            settings |= {"kv_cache_memory_bytes": kv_bytes * (2 if setting.octavo_kv_dtype == "fp32" else 1)}
+        elif self.engine == OPENVINO:
+            python, module = environments.python("openvino"), "openvino"
+            settings = {"model": str(environments.openvino_model(self.weights)), "threads": threads, "kv_gib": 2}
+            settings |= {"max_num_seqs": setting.openvino_seqs, "first_then_rest": True}
+        elif self.engine == VLLM:
+            python, module, settings = environments.python("vllm"), "vllm", {"model": str(environments.hf_model)}
+            environment = self._vllm_environment(setting)
+        else:
+            python, module = environments.python("transformers"), "transformers"
+            settings = {"model": str(environments.hf_model), "threads": threads}
+            environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        return Worker(python, f"benchmarks.peers.workers.{module}", settings, setting.log(f"{module}-{self.weights}"), environment)
+
+    @staticmethod
+    def _vllm_environment(setting: Setting) -> dict[str, str]:
+        """All of the threads' cores (by default it keeps one of two for itself), room for the longest row, no reports home."""
+        cores = sorted(os.sched_getaffinity(0))[: setting.threads]
+        return {
+            "LD_PRELOAD": setting.environments.preload(),
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+            "VLLM_LOGGING_LEVEL": "WARNING",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+
+_SERVED = ("serving", *IN_PROCESS)
+VARIANTS = (
+    Variant(OCTAVO, "Q4_1", _SERVED, serves=True),
+    Variant(OCTAVO, "Q4_0", ("requests", "decode", "prefill")),
+    Variant(OCTAVO, "fp32", _SERVED, serves=True),
+    Variant(LLAMA_CPP, "Q4_1", ("serving", "decode", "prefill", "startup"), serves=True),
+    Variant(LLAMA_CPP, "Q4_0", ("requests", "decode", "prefill", "samples", "prefix", "context")),
+    Variant(LLAMA_CPP, "fp32", ("requests", "serving", "decode", "prefill", "samples", "context"), serves=True),
+    Variant(OPENVINO, "int8"),
+    Variant(OPENVINO, "fp32"),
+    Variant(VLLM, "fp32", ("requests", "decode", "prefill", "samples", "prefix", "startup")),
+    Variant(TRANSFORMERS, "fp32", ("requests", "decode", "prefill", "samples", "startup")),
+)
+"""A row has those who can win it or are named by one of its goals: the whole has to fit into half an hour. llama.cpp's Q4_0 stands for its
+Q4_1 where both would do the same, since it is the faster of the two; ``transformers`` neither pages nor shares."""
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """The settings that figures depend on, for the report."""
+    return {
+        "threads": setting.threads,
+        "octavo_kv_dtype": setting.octavo_kv_dtype,
+        "llama_slots": setting.llama_slots,
+        "openvino_seqs": setting.openvino_seqs,
+        "model": setting.environments.model.name,
+    }
