@@ -3,7 +3,7 @@
 #   make serve            virtual environment, native build, model, http://127.0.0.1:8000
 #   make test             everything the tests need, then linters, types and tests
 #   make test-reference   the same model beside transformers and PyTorch
-#   make bench-peers      Octavo beside llama.cpp on this machine
+#   make bench-peers      Octavo beside other engines on this machine (BENCH_ARGS="--rows decode --readme")
 #   make format           ruff and clang-format
 #   make clean            everything that make made
 #
@@ -27,7 +27,7 @@ DEV  := $(VENV)/.installed-dev
 USER := $(VENV)/.installed
 INSTALLED := $(if $(wildcard $(DEV)),$(DEV),$(USER))
 
-.PHONY: help install serve test lint test-reference bench-peers format clean
+.PHONY: help install serve test lint test-reference bench-peers-setup bench-peers bench-peers-smoke format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -68,8 +68,14 @@ test-reference: $(DEV)
 	@$(VENV)/bin/octavo pull smollm2-135m-instruct >/dev/null
 	$(VENV)/bin/python -m pytest -m reference $(PYTEST_ARGS)
 
+bench-peers-setup: $(DEV)
+	$(VENV)/bin/python -m benchmarks.peers.environments $(BENCH_ARGS)
+
 bench-peers: $(DEV)
 	$(VENV)/bin/python -m benchmarks.peers.run $(BENCH_ARGS)
+
+bench-peers-smoke: $(DEV)
+	OCTAVO_PEERS_SMOKE=1 $(VENV)/bin/python -m benchmarks.peers.run --reps 1 --extra-reps 0 --patience 0 $(BENCH_ARGS)
 
 format: $(DEV)
 	$(VENV)/bin/ruff check --fix --quiet .
