@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.config import EngineConfig
-    from octavo.decoding import RequestOutputKind, SamplingParams
+    from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
     from octavo.engine.async_llm import AsyncLLM, EngineDeadError
     from octavo.engine.llm_engine import LLMEngine, TokensPrompt
     from octavo.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncLLM": "octavo.engine.async_llm",
+    "BeamSearchParams": "octavo.decoding",
     "CompletionOutput": "octavo.engine.outputs",
     "EngineConfig": "octavo.config",
     "EngineDeadError": "octavo.engine.async_llm",
@@ -36,6 +37,7 @@ _HOMES = {
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "EngineDeadError",

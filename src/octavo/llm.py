@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
-from octavo.decoding import RequestOutputKind, SamplingParams
+from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.engine.handle import EngineHandle
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
@@ -50,11 +50,19 @@ class LLM(EngineHandle):
         """
         batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         params = self._params_for(batch, sampling_params)
+        return self._run(batch, [replace(p, output_kind=RequestOutputKind.FINAL_ONLY) for p in params], use_tqdm=use_tqdm)
+
+    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False) -> list[RequestOutput]:
+        """The best continuations of each prompt, best first, with their ``cumulative_logprob`` and ``score``; otherwise as ``generate``."""
+        batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        return self._run(batch, [params] * len(batch), use_tqdm=use_tqdm)
+
+    def _run(self, batch: Sequence[Prompt], params: Sequence[SamplingParams | BeamSearchParams], *, use_tqdm: bool) -> list[RequestOutput]:
         request_ids = [f"offline-{next(self._counter)}" for _ in batch]
         waiting = set(request_ids)
         try:
             for request_id, prompt, p in zip(request_ids, batch, params, strict=True):
-                self._add(request_id, prompt, replace(p, output_kind=RequestOutputKind.FINAL_ONLY))
+                self._add(request_id, prompt, p)
             with _Progress(len(batch), enabled=use_tqdm) as progress:
                 while waiting:
                     self._step()
@@ -100,7 +108,7 @@ class LLM(EngineHandle):
         finally:
             self._drop(request_id)
 
-    def _add(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+    def _add(self, request_id: str, prompt: Prompt, params: SamplingParams | BeamSearchParams) -> None:
         self.engine.add_request(request_id, prompt, params)
         self._inboxes[request_id] = deque()
 

@@ -27,7 +27,7 @@ _MODULUS = (1 << 61) - 1
 
 
 def toy_logits(token_ids: list[int]) -> Float32Array:
-    """(VOCAB,) of the token that comes after these."""
+    """The model itself: (VOCAB,) logits of what follows these tokens."""
     digest = 0
     for token in token_ids:
         digest = (digest * 1_000_003 + token + 7) % _MODULUS

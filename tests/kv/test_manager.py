@@ -85,6 +85,16 @@ class KVMachine(RuleBasedStateMachine):
         self.living.append(child)
         return child
 
+    @rule(target=lives, life=lives, count=st.integers(1, 14), own=st.lists(st.integers(0, 1), min_size=1, max_size=6))
+    def fork_a_beginning(self, life: Life, count: int, own: list[int]) -> Life:
+        free, count = self.kv.num_free_blocks, min(count, life.computed)
+        child = Life(life.tokens[:count] + own)
+        child.computed, child.table = count, self.kv.fork(life.table, count)
+        assert len(child.table) == self.kv.blocks_for(count)
+        assert self.kv.num_free_blocks == free, "a fork takes no memory"
+        self.living.append(child)
+        return child
+
     @rule(life=lives)
     def preempt(self, life: Life) -> None:
         self.kv.release(life.table)
@@ -104,6 +114,8 @@ class KVMachine(RuleBasedStateMachine):
     def every_reference_is_counted(self) -> None:
         if hasattr(self, "kv"):
             self.kv.check_integrity(life.table for life in self.living)
+            used = [block for life in self.living for block in life.table.ids]
+            assert self.kv.num_saved_blocks == len(used) - len(set(used))
 
     @invariant()
     def every_sequence_reads_its_own_tokens(self) -> None:

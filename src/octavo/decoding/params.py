@@ -54,6 +54,7 @@ class SamplingParams:
     a branch and are cut off its text unless ``include_stop_str_in_output``; ``stop_token_ids`` end it like the
     model's own end-of-sequence tokens do, unless ``ignore_eos`` (which concerns only the latter). ``min_tokens``
     keeps both from being chosen until that many tokens are out. ``max_tokens=None`` means up to the context length.
+    ``best_of`` branches are generated, and the ``n`` of them with the highest cumulative log-probability returned, best first.
     ``max_tokens=0`` computes the prompt and generates nothing. ``logprobs=k``: the chosen token's log-probability and the k most
     probable ones of each position, as the model gave them; ``prompt_logprobs=k`` the same for the prompt's tokens (the first has none),
     from position ``prompt_logprobs_start`` on: what lies before it may come out of the prefix cache.
@@ -66,6 +67,7 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -95,7 +97,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in (
-            "n", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs", "prompt_logprobs_start",
+            "n", "best_of", "top_k", "min_tokens", "max_tokens", "seed", "logprobs", "prompt_logprobs", "prompt_logprobs_start",
             "truncate_prompt_tokens",
         ):  # fmt: skip
             value = getattr(self, name)
@@ -105,6 +107,10 @@ class SamplingParams:
             value = getattr(self, name)
             _check(_is_finite(value), name, value, "must be a finite number")
         _check(1 <= self.n <= MAX_N, "n", self.n, f"must be between 1 and {MAX_N}")
+        if self.best_of is not None:
+            _check(self.n <= self.best_of <= MAX_N, "best_of", self.best_of, f"must be between n ({self.n}) and {MAX_N}")
+            streams = self.best_of > self.n and self.output_kind is RequestOutputKind.DELTA
+            _check(not streams, "best_of", self.best_of, f"which {self.n} are the best is known at the end, so they cannot be streamed")
         _check(0.0 <= self.temperature <= 100.0, "temperature", self.temperature, "must be between 0 and 100 (0 is greedy)")
         _check(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "must be in (0, 1]")
         _check(-1 <= self.top_k < 2**31, "top_k", self.top_k, "must be -1 or 0 (all tokens) or a positive number of tokens")
@@ -185,6 +191,16 @@ class SamplingParams:
     @property
     def penalizes_prompt(self) -> bool:
         return self.repetition_penalty != 1.0
+
+    @property
+    def num_branches(self) -> int:
+        """How many are generated."""
+        return self.best_of or self.n
+
+    @property
+    def ranks_branches(self) -> bool:
+        """Whether more are generated than returned."""
+        return self.num_branches > self.n
 
     @property
     def greedy(self) -> bool:

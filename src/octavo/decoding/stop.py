@@ -6,6 +6,7 @@ A piece is passed on at once, except for a tail that could still become a stop s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 
 class StopStringMatcher:
@@ -20,6 +21,10 @@ class StopStringMatcher:
         self._stops = tuple(stops)
         self._include = include
         self._held = ""
+
+    def fork(self) -> StopStringMatcher:
+        """Another one at the same place of the same text."""
+        return copy(self)
 
     def hold(self, text: str) -> str:
         """Text in which no stop string may end yet (``min_tokens``). Returns what is certain."""

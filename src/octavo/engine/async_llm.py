@@ -13,13 +13,14 @@ import queue
 import sys
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
 from octavo.config import DEFAULT_MODEL, EngineConfig
-from octavo.decoding import RequestOutputKind, SamplingParams
+from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.engine.handle import EngineHandle
 from octavo.engine.llm_engine import LLMEngine, Prompt
 from octavo.engine.outputs import RequestOutput
@@ -44,7 +45,7 @@ class _Stream:
 
     __slots__ = ("_arrived", "_items", "_replace", "loop", "request_id")
 
-    def __init__(self, request_id: str, params: SamplingParams) -> None:
+    def __init__(self, request_id: str, params: SamplingParams | BeamSearchParams) -> None:
         self.request_id = request_id
         self.loop = asyncio.get_running_loop()
         self._items: deque[RequestOutput | Exception] = deque()
@@ -114,7 +115,7 @@ class AsyncLLM(EngineHandle):
     # -- requests -------------------------------------------------------------------------------------------
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | BeamSearchParams | None = None, request_id: str | None = None
     ) -> AsyncIterator[RequestOutput]:
         """Yields outputs as ``sampling_params.output_kind`` says, the last one with ``finished`` set.
 
@@ -146,6 +147,11 @@ class AsyncLLM(EngineHandle):
             del self._keys[request_id]
             if not finished:
                 self._commands.put(lambda: self._abort(key))
+
+    async def beam_search(self, prompt: Prompt, params: BeamSearchParams, request_id: str | None = None) -> RequestOutput:
+        """The best texts, best first. Cancelling it, and what it raises: as ``generate``."""
+        async with aclosing(cast(AsyncGenerator[RequestOutput, None], self.generate(prompt, params, request_id))) as outputs:
+            return [output async for output in outputs][-1]
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its stream gets a last output with ``finish_reason="abort"``. Unknown ids are ignored."""
@@ -210,7 +216,7 @@ class AsyncLLM(EngineHandle):
                 return False
             command()
 
-    def _add(self, key: str, text: str | None, token_ids: list[int], params: SamplingParams) -> None:
+    def _add(self, key: str, text: str | None, token_ids: list[int], params: SamplingParams | BeamSearchParams) -> None:
         try:
             self.engine.add_tokenized(key, text, token_ids, params)
         except Exception as error:

@@ -13,7 +13,8 @@ from collections.abc import Sequence as SequenceOf
 from typing import Any, TypedDict
 
 from octavo.config import EngineConfig
-from octavo.decoding import LogitRules, SamplingParams
+from octavo.decoding import BeamSearchParams, LogitRules, SamplingParams
+from octavo.engine.beams import RunningBeams
 from octavo.engine.loader import LoadedModel, load_model
 from octavo.engine.metrics import EngineMetrics
 from octavo.engine.model_runner import ChosenToken, ModelRunner, StepResult
@@ -84,12 +85,13 @@ class LLMEngine:
         text = self.model.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
         return {"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)}
 
-    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+    def add_request(self, request_id: str, prompt: Prompt, params: SamplingParams | BeamSearchParams) -> None:
         """Raises ``ValueError`` naming the field and the value if the request cannot be served."""
         text, token_ids = self.tokenize(prompt)
         self.add_tokenized(request_id, text, token_ids, params)
 
-    def add_tokenized(self, request_id: str, text: str | None, token_ids: list[int], params: SamplingParams) -> None:
+    def add_tokenized(self, request_id: str, text: str | None, token_ids: list[int], params: SamplingParams | BeamSearchParams) -> None:
+        beam, params = (params, params.sampling) if isinstance(params, BeamSearchParams) else (None, params)
         if request_id in self._states:
             raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
         token_ids = self._truncated(token_ids, params)
@@ -110,10 +112,13 @@ class LLMEngine:
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
             seed=self._seed_of(params),
             metrics=RequestMetrics(time.monotonic()),
+            beam=beam,
             rules=self._rules_of(params),
         )
         state = RequestState(request, self.tokenizer, self.eos_token_ids)
         sequence = state.sequences[0] = Sequence(request, 0, self.model.root, self.scheduler.kv.block_size)
+        if beam is not None:
+            state.beams = RunningBeams(request, sequence, self.tokenizer, self.eos_token_ids)
         self.scheduler.add(sequence)
         self._arrivals += 1
         self._states[request_id] = state
@@ -134,14 +139,21 @@ class LLMEngine:
         output = self.scheduler.schedule()
         result = self.runner.run(output) if output.scheduled else StepResult({}, {})
         now_s = time.monotonic()
+        self._count_sharing(output)
         touched: dict[str, RequestState] = {}
         for sequence, error in result.errors.items():
             touched[sequence.request.request_id] = self._fail(sequence, error)
         self._note_first_scheduled(output, began_s)
         self.scheduler.update(output)
+        for sequence in output.preempted:
+            if (beams := self._states[sequence.request.request_id].beams) is not None:
+                beams.drop()
         for sequence in output.outgrown:
             state = self._states[sequence.request.request_id]
-            state.branch(sequence.branch).finish("length")
+            if sequence.group is not None:
+                self._end(state, "length")
+            else:
+                state.branch(sequence.branch).finish("length")
             self._forget(state, sequence)
             touched[state.request.request_id] = state
         for sequence, scores in result.scored.items():
@@ -181,6 +193,9 @@ class LLMEngine:
         if sequence.request.metrics.first_token_s is None:
             sequence.request.metrics.first_token_s = now_s
             self.metrics.time_to_first_token.observe(now_s - sequence.request.metrics.arrival_s)
+        if state.beams is not None:
+            self._grow_beams(state, state.beams, sequence, tokens[0], now_s)
+            return
         for token in tokens[1:]:
             state.sequences[token.branch] = self.scheduler.fork(sequence, token.branch)
         for token in tokens:
@@ -194,6 +209,33 @@ class LLMEngine:
                 self.scheduler.finish(branch, reason)
                 self._forget(state, branch)
         self.metrics.generation_tokens.inc(len(tokens))
+
+    def _grow_beams(self, state: RequestState, beams: RunningBeams, sequence: Sequence, token: ChosenToken, now_s: float) -> None:
+        """Once every beam of a search has its candidates, the search takes a step; its last step ends the request."""
+        if not beams.take(sequence, token.top):
+            return
+        last_s = max((self._last_token_s.pop(s, 0.0) for s in beams.sequences), default=0.0)
+        beams.grow(self.scheduler)
+        state.sequences = {s.branch: s for s in beams.sequences}
+        if last_s:
+            self.metrics.inter_token_latency.observe(now_s - last_s)
+        self._last_token_s.update((s, now_s) for s in beams.sequences)
+        self.metrics.generation_tokens.inc(len(beams.search.beams))
+        if beams.search.done:
+            self._end(state, "stop")
+
+    def _count_sharing(self, output: SchedulerOutput) -> None:
+        """How many blocks the branches of each request would need without sharing, and how many they have."""
+        requests = {e.sequence.request.request_id for e in output.scheduled if e.sequence.request.num_branches > 1}
+        for state in map(self._states.__getitem__, requests):
+            tables = [s.table.ids for s in state.sequences.values()]
+            if len(tables) > 1:
+                referred = sum(map(len, tables))
+                saved = referred - len(set().union(*tables))
+                state.request.metrics.branch_block_steps += referred
+                state.request.metrics.saved_block_steps += saved
+                self.metrics.branch_block_steps.inc(referred)
+                self.metrics.saved_block_steps.inc(saved)
 
     def _end(self, state: RequestState, reason: FinishReason) -> None:
         """Ends all branches of a request, those that never began included."""

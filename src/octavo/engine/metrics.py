@@ -50,6 +50,7 @@ class EngineMetrics:
         gauge("kv_blocks", "KV blocks in the pool").set_function(lambda: kv.num_blocks)
         gauge("kv_blocks_in_use", "KV blocks that sequences refer to").set_function(lambda: kv.num_used_blocks)
         gauge("kv_blocks_cached", "KV blocks that can be found by their contents").set_function(lambda: kv.pool.num_cached)
+        gauge("kv_blocks_saved", "KV blocks that sharing saves: as many more would be in use").set_function(lambda: kv.num_saved_blocks)
         registry.register(_SchedulerCounts(scheduler))
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of requests that were started")
         self.cached_prompt_tokens = counter("cached_prompt_tokens", "Prompt tokens whose KV came from the prefix cache")
@@ -58,6 +59,10 @@ class EngineMetrics:
         self.steps = counter("steps", "Steps run")
         self.step_seconds = counter("step_seconds", "Time spent in steps")
         self.computed_tokens = counter("computed_tokens", "Tokens whose KV was computed")
+        self.branch_block_steps = counter(
+            "branch_block_steps", "KV blocks that branches of one request refer to, summed over branches and steps"
+        )
+        self.saved_block_steps = counter("saved_block_steps", "Those of octavo_branch_block_steps that sharing between the branches saved")
         self.time_to_first_token = histogram("time_to_first_token", "From arrival to the first token")
         self.inter_token_latency = histogram("inter_token_latency", "From one token of a branch to its next")
         self.request_latency = histogram("request_latency", "From arrival to the end")

@@ -137,7 +137,13 @@ class ModelRunner:
         if any(sequence.request.params.logits_processors for sequence in sequences):
             logits, rows, faults = process_logits(sequences, logits)
         owners, batch = self.choice_batch(sequences, rows)
-        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch))
+        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch)) if owners else ({}, {})
+        beams = [(sequence, row) for row, sequence in enumerate(sequences) if sequence.group is not None]
+        if beams:
+            batch = self.beam_batch(beams)
+            of_beams, errors_of_beams = self._collect([(s, s.branch) for s, _ in beams], batch, self.executable.choose(logits, batch))
+            chosen.update(of_beams)
+            errors.update(errors_of_beams)
         return {sequence: tokens for sequence, tokens in chosen.items() if sequence not in faults}, errors | faults
 
     def step_input(self, entries: list[ScheduledSequence]) -> StepInput:
@@ -182,10 +188,12 @@ class ModelRunner:
         rows: list[int] = []
         edits, counted, allowed = _Entries(), _Entries(), _Entries()
         for row, sequence in enumerate(sequences):
+            if sequence.group is not None:
+                continue
             rules = sequence.request.rules
             edit = None if rules is None else rules.edits(sequence.token_ids, sequence.num_prompt_tokens)
             first = sequence.num_output_tokens == 0 and sequence.branch == 0
-            for branch in range(sequence.request.params.n) if first else (sequence.branch,):
+            for branch in range(sequence.request.params.num_branches) if first else (sequence.branch,):
                 if edit is not None:
                     edits.add(len(owners), edit.tokens, edit.values)
                 if sequence.counts is not None:
@@ -217,27 +225,41 @@ class ModelRunner:
             seed=np.array([sequence.request.seed for sequence, _ in owners], np.uint64),
             branch=np.array([branch for _, branch in owners], np.uint32),
             position=np.array([sequence.num_tokens for sequence, _ in owners], np.uint32),
-            num_logprobs=np.array([-1 if p.logprobs is None else p.logprobs for p in params], np.int32),
+            num_logprobs=np.array([(0 if p.ranks_branches else -1) if p.logprobs is None else p.logprobs for p in params], np.int32),
         )
 
     @staticmethod
+    def beam_batch(beams: list[tuple[Sequence, int]]) -> ChoiceBatch:
+        """For each of the sequences, whose logits are in these rows, the most probable tokens that its search looks at."""
+        num = len(beams)
+        wanted = [max(s.group.num_continuations, s.request.params.logprobs or 0) for s, _ in beams if s.group is not None]
+        return ChoiceBatch(
+            rows=np.array([row for _, row in beams], np.int32),
+            temperature=np.zeros(num, np.float32),
+            top_k=np.zeros(num, np.int32),
+            top_p=np.ones(num, np.float32),
+            min_p=np.zeros(num, np.float32),
+            seed=np.zeros(num, np.uint64),
+            branch=np.zeros(num, np.uint32),
+            position=np.zeros(num, np.uint32),
+            num_logprobs=np.array(wanted, np.int32),
+        )
+
     def _collect(
-        owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices
+        self, owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices
     ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
         chosen: dict[Sequence, list[ChosenToken]] = {}
         errors: dict[Sequence, str] = {}
         wants = batch.num_logprobs.tolist()
+        vocab_size = self.executable.program.vocab_size
         token_ids, logprobs, ranks = choices.token_ids.tolist(), choices.logprobs.tolist(), choices.ranks.tolist()
         for i, (sequence, branch) in enumerate(owners):
             if token_ids[i] < 0:
                 errors[sequence] = NOT_NUMBERS
                 chosen.pop(sequence, None)
             elif sequence not in errors:
-                top = (
-                    list(zip(choices.top_ids[i, : wants[i]].tolist(), choices.top_logprobs[i, : wants[i]].tolist(), strict=True))
-                    if wants[i] > 0
-                    else []
-                )
+                k = min(wants[i], vocab_size)
+                top = list(zip(choices.top_ids[i, :k].tolist(), choices.top_logprobs[i, :k].tolist(), strict=True)) if k > 0 else []
                 token = ChosenToken(branch, token_ids[i], logprobs[i] if wants[i] >= 0 else None, ranks[i], top)
                 chosen.setdefault(sequence, []).append(token)
         return chosen, errors

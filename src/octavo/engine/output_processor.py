@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from octavo.decoding import RequestOutputKind, StopStringMatcher
+from octavo.decoding import Hypothesis, RequestOutputKind, StopStringMatcher
+from octavo.engine.beams import RunningBeams
 from octavo.engine.model_runner import ChosenToken
 from octavo.engine.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from octavo.engine.prompt_scores import PromptScores
@@ -38,6 +39,7 @@ class BranchOutput:
         "finish_reason",
         "index",
         "logprobs",
+        "score",
         "stop_reason",
         "token_ids",
     )
@@ -57,17 +59,19 @@ class BranchOutput:
         self._sent_tokens = 0
         self.index = index
         self.token_ids: list[int] = []
-        self.cumulative_logprob: float | None = 0.0 if params.logprobs is not None else None
+        self.cumulative_logprob: float | None = 0.0 if params.logprobs is not None or params.ranks_branches else None
         self.logprobs: list[dict[int, Logprob]] | None = [] if params.logprobs is not None else None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
+        self.score: float | None = None
 
     def push(self, token: ChosenToken, max_model_len: int) -> FinishReason | None:
         """Takes the next token. Returns why the branch ends with it, if it does."""
         params = self._request.params
         self.token_ids.append(token.token_id)
-        if self.logprobs is not None and self.cumulative_logprob is not None and token.logprob is not None:
+        if self.cumulative_logprob is not None and token.logprob is not None:
             self.cumulative_logprob += token.logprob
+        if self.logprobs is not None and token.logprob is not None:
             self.logprobs.append(_logprobs_of(self._tokenizer, token.token_id, token.logprob, token.rank, token.top))
         if self._ends_by_id(token.token_id):
             if params.include_stop_str_in_output:
@@ -79,6 +83,17 @@ class BranchOutput:
         elif len(self.token_ids) >= self._request.max_tokens or len(self._request.prompt_token_ids) + len(self.token_ids) >= max_model_len:
             self.finish("length")
         return self.finish_reason
+
+    def replay(self, hypothesis: Hypothesis, reason: FinishReason) -> None:
+        """Becomes the text of a beam, which ends with ``reason`` unless its last token says why."""
+        num_top = self._request.params.logprobs or 0
+        limit = len(self._request.prompt_token_ids) + self._request.max_tokens
+        for beam in hypothesis.beam.chain():
+            top = list(beam.siblings[:num_top])
+            self.push(ChosenToken(self.index, beam.token_id, beam.logprob, beam.rank, top), limit)
+        self.finish(reason)
+        self.cumulative_logprob = hypothesis.beam.cumulative_logprob
+        self.score = hypothesis.score
 
     def finish(self, reason: FinishReason) -> None:
         """Ends the branch; text that was held back comes out."""
@@ -108,6 +123,7 @@ class BranchOutput:
             logprobs=None if self.logprobs is None else self.logprobs[start:],
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            score=self.score,
         )
 
     def _ends_by_id(self, token_id: int) -> bool:
@@ -133,11 +149,11 @@ _GRAVEST_FIRST: tuple[FinishReason, ...] = ("error", "abort", "length", "stop")
 class RequestState:
     """A request under way: its branches' outputs, and the ``RequestOutput`` made of them."""
 
-    __slots__ = ("_prompt_logprobs", "_scores", "_tokenizer", "branches", "dirty", "request", "sequences")
+    __slots__ = ("_prompt_logprobs", "_scores", "_tokenizer", "beams", "branches", "dirty", "request", "sequences")
 
     def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
         self.request = request
-        self.branches = [BranchOutput(request, i, tokenizer, eos_token_ids) for i in range(request.params.n)]
+        self.branches = [BranchOutput(request, i, tokenizer, eos_token_ids) for i in range(request.params.num_branches)]
         self.sequences: dict[int, Sequence] = {}
         """The branches that are alive, as the scheduler knows them."""
         self._tokenizer = tokenizer
@@ -145,6 +161,7 @@ class RequestState:
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if request.params.prompt_logprobs is not None:
             self._prompt_logprobs = [None] * len(request.prompt_token_ids)
+        self.beams: RunningBeams | None = None
         self.dirty: set[int] = set()
         """Branches with something new."""
 
@@ -154,7 +171,13 @@ class RequestState:
         return self.branches[index]
 
     def finish(self, reason: FinishReason) -> None:
-        """Ends the branches that have not ended yet."""
+        """Ends the branches that have not ended yet; those of a beam search are what it has found so far."""
+        if self.beams is not None:
+            results = self.beams.search.cut()[: len(self.branches)]
+            del self.branches[max(1, len(results)) :]
+            for index, hypothesis in enumerate(results):
+                self.branch(index).replay(hypothesis, reason)
+            self.beams = None
         for branch in self.branches:
             if branch.finish_reason is None:
                 self.branch(branch.index).finish(reason)
@@ -178,6 +201,13 @@ class RequestState:
             self._prompt_logprobs = None
         return logprobs
 
+    def _keep_the_best(self) -> None:
+        """The ``n`` branches of the highest cumulative log-probability, renumbered best first; those without a token come last."""
+        ranked = sorted(self.branches, key=lambda b: (not b.token_ids, -(b.cumulative_logprob or 0.0)))
+        self.branches = ranked[: self.request.params.n]
+        for index, branch in enumerate(self.branches):
+            branch.index = index
+
     @property
     def finished(self) -> bool:
         return all(branch.finish_reason is not None for branch in self.branches)
@@ -192,8 +222,11 @@ class RequestState:
         """What the caller is to see now, by the request's ``output_kind``; ``None`` if nothing."""
         kind = self.request.params.output_kind
         finished = self.finished
-        if kind is RequestOutputKind.FINAL_ONLY and not finished:
+        params = self.request.params
+        if (kind is RequestOutputKind.FINAL_ONLY or params.ranks_branches) and not finished:
             return None
+        if params.ranks_branches:
+            self._keep_the_best()
         indices = sorted(self.dirty) if kind is RequestOutputKind.DELTA else range(len(self.branches))
         self.dirty.clear()
         return RequestOutput(

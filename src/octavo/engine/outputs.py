@@ -21,6 +21,7 @@ class Logprob:
 class CompletionOutput:
     """One branch. ``stop_reason`` is the stop string or stop token id that ended it (``None`` for end-of-sequence).
 
+    ``score``: what a beam search ranks by, the cumulative log-probability / generated tokens ** length_penalty.
     ``logprobs[i]`` maps token ids to ``Logprob`` for output token i: the chosen one first, then the most probable.
     """
 
@@ -31,6 +32,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    score: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -39,13 +41,24 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Wall-clock moments in seconds of ``time.monotonic()``."""
+    """Wall-clock moments in seconds of ``time.monotonic()``.
+
+    ``branch_block_steps``: KV blocks that the branches refer to, summed over branches and steps, while there is more than one branch;
+    ``saved_block_steps``: how many of those were spared because branches share blocks.
+    """
 
     arrival_s: float
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
     num_preemptions: int = 0
+    branch_block_steps: int = 0
+    saved_block_steps: int = 0
+
+    @property
+    def sharing_saved(self) -> float | None:
+        """The share of KV memory that sharing between branches saved, from 0 to 1; ``None`` if there never were two."""
+        return self.saved_block_steps / self.branch_block_steps if self.branch_block_steps else None
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ There is no prefill and no decode; a step gives tokens to sequences under one bu
 While anybody decodes, the prompts' share of the budget is also bounded in time, so that a long prompt never stalls the
 running streams; prompts whose log-probabilities are wanted share a budget of logits rows, too. When blocks run out, the latest
 arrival gives way: its blocks go, it waits at the front and computes its tokens again later; the prefix cache often makes that nearly
-free. Pure Python over ids and counts.
+free. The beams of a search come, and give way, all or nothing, and share again what they shared when they come back. Pure Python over
+ids and counts.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from octavo.engine.outputs import FinishReason
+from octavo.engine.regrowth import Origin, regrowth
 from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
-from octavo.engine.sequence import RequestStatus, Sequence
+from octavo.engine.sequence import RequestStatus, Sequence, SequenceGroup
 from octavo.engine.step_time import StepTimeModel
 from octavo.kv import BlockHash, KVCacheManager
 
@@ -58,6 +60,8 @@ class Scheduler:
         self.step_time = step_time or StepTimeModel()
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.following: dict[Sequence, Origin] = {}
+        """Running members of a group that will share the beginning of another as soon as it is computed."""
         self.num_preemptions = 0
 
     @property
@@ -71,10 +75,13 @@ class Scheduler:
 
         The prompt's last, partial block is shared until written, so it is among the branches' own.
         """
-        needed = sequence.num_prompt_tokens // self.kv.block_size + sequence.request.params.n
+        num_branches = sequence.request.num_branches
+        if sequence.group is not None and num_branches > self.max_num_seqs:
+            raise ValueError(f"beam_width={num_branches} is invalid: at most max_num_seqs ({self.max_num_seqs}) sequences run at once")
+        needed = sequence.num_prompt_tokens // self.kv.block_size + num_branches
         if needed > self.kv.num_blocks:
             raise ValueError(
-                f"the prompt's {sequence.num_prompt_tokens} tokens and its {sequence.request.params.n} branch(es) need {needed} blocks "
+                f"the prompt's {sequence.num_prompt_tokens} tokens and its {num_branches} branch(es) need {needed} blocks "
                 f"of {self.kv.block_size} tokens, but the whole cache has {self.kv.num_blocks}: raise kv_cache_memory_bytes "
                 "or shorten the prompt"
             )
@@ -83,15 +90,15 @@ class Scheduler:
     def fork(self, sequence: Sequence, branch: int) -> Sequence:
         """A branch that shares all of ``sequence``'s blocks; it runs at once if there is room for one more sequence."""
         child = sequence.fork(branch, self.kv.fork(sequence.table))
-        if len(self.running) < self.max_num_seqs:
+        if child.group is not None or self._seats_taken() < self.max_num_seqs:
             self._start(child)
         else:
             child.status = RequestStatus.WAITING
             self._wait(child)
         return child
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Ends a sequence, wherever it is, and frees its blocks."""
+    def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
+        """Ends a sequence, wherever it is, and frees its blocks. Without a reason: a beam that is not continued."""
         if sequence.status is RequestStatus.FINISHED:
             return
         if sequence.status is RequestStatus.RUNNING:
@@ -99,6 +106,9 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.kv.release(sequence.table)
+        self.following.pop(sequence, None)
+        if sequence.group is not None:
+            sequence.group.members.remove(sequence)
         sequence.status = RequestStatus.FINISHED
         sequence.finish_reason = reason
 
@@ -107,6 +117,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Decides the next step and reserves its blocks."""
         plan = _Plan(self.max_num_batched_tokens, self.max_num_batched_tokens, self.max_score_rows)
+        self._follow()
         for sequence in [s for s in self.running if s.num_uncomputed_tokens == 1]:
             if plan.budget == 0:
                 break
@@ -114,7 +125,7 @@ class Scheduler:
         if plan.entries:
             within = self.step_time.prompt_tokens_within(self.max_step_ms)
             plan.prompt_budget = plan.budget if within is None else min(plan.budget, within)
-        for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
+        for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1 and s not in self.following]:
             if plan.prompt_budget == 0:
                 break
             if num_tokens := self._chunk(plan, sequence, sequence.num_computed_tokens):
@@ -141,6 +152,11 @@ class Scheduler:
         assert all(s.status is RequestStatus.RUNNING for s in self.running)
         assert all(s.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) for s in self.waiting)
         assert [s.order for s in self.running] == sorted(s.order for s in self.running)
+        assert self._seats_taken() <= self.max_num_seqs
+        assert self.following.keys() <= set(self.running)
+        for group in {s.group for s in everyone if s.group is not None}:
+            assert len(group.members) <= group.width
+            assert len({s.status for s in group.members}) == 1, "a group is scheduled in part"
 
     # -- how ------------------------------------------------------------------------------------------------
 
@@ -164,26 +180,35 @@ class Scheduler:
                 num_tokens = fitting
                 break
             victim = max(self._holders(), key=lambda s: s.order)
-            if victim is sequence and self.kv.num_used_blocks == len(sequence.table):
-                plan.output.outgrown.append(sequence)
-                self.finish(sequence, "length")
+            if sequence in self._together(victim):
+                if self.kv.num_used_blocks == len({block for s in self._together(sequence) for block in s.table.ids}):
+                    self._outgrow(plan, sequence)
+                else:
+                    self._preempt(plan, sequence)
                 return
             self._preempt(plan, victim)
-            if victim is sequence:
-                return
         self._enter(plan, sequence, num_tokens)
 
     def _admit(self, plan: _Plan) -> None:
         """Starts waiting sequences in the order of their coming."""
         deferred: list[Sequence] = []
-        pledged = sum(
-            self.kv.blocks_needed(s.table, s.num_computed_tokens, s.num_tokens) for s in self.running if s.num_uncomputed_tokens > 1
-        )
-        while self.waiting and plan.prompt_budget and len(self.running) < self.max_num_seqs:
+        pledged = sum(self._pledged(s) for s in self.running if s.num_uncomputed_tokens > 1)
+        seats_taken = self._seats_taken()
+        while self.waiting and plan.prompt_budget:
             sequence = self.waiting[0]
+            seats = 1 if sequence.group is None else sequence.group.width
+            if seats_taken + seats > self.max_num_seqs:
+                break
+            members = self._together(sequence)
+            if len(members) > 1:
+                origins = regrowth(members)
+                sequence = next(s for s in members if s not in origins)
+            else:
+                origins = {}
             prefix = [] if len(sequence.table) else self.kv.find_prefix(sequence.hashes, sequence.num_reusable_tokens)
             start = sequence.num_computed_tokens if len(sequence.table) else len(prefix) * self.kv.block_size
-            if self._computed_by_another(plan, sequence, len(prefix)) or not self._chunk(plan, sequence, start):
+            waits = self._computed_by_another(plan, sequence, len(prefix)) or not self._chunk(plan, sequence, start)
+            if waits and not origins:
                 deferred.append(self.waiting.popleft())
                 continue
             if len(sequence.table):  # a branch that waited with its blocks
@@ -191,6 +216,8 @@ class Scheduler:
             else:
                 in_use = sum(block.ref_count > 0 for block in prefix)
                 needed = self.kv.blocks_for(sequence.num_tokens) - in_use
+            followers_need = sum(self._pledged(s, origin) for s, origin in origins.items())
+            needed += followers_need
             if needed > self.kv.num_free_blocks - pledged:
                 if self.running:
                     break
@@ -198,10 +225,14 @@ class Scheduler:
                     continue
                 if needed <= self.kv.num_blocks:
                     break
-                plan.output.outgrown.append(sequence)  # it grew to this length on shared blocks; alone it has no room
-                self.finish(sequence, "length")
+                self._outgrow(plan, sequence)  # it grew to this length on shared blocks; alone it has no room
                 continue
-            self.waiting.popleft()
+            for member in members:
+                self.waiting.remove(member)
+                if member in origins:
+                    self._start(member)
+            self.following.update(origins)
+            seats_taken += seats
             if not len(sequence.table):
                 sequence.num_computed_tokens = self.kv.attach(sequence.table, prefix)
                 if sequence.status is RequestStatus.WAITING:
@@ -209,8 +240,35 @@ class Scheduler:
             self._start(sequence)
             num_tokens = self._chunk(plan, sequence, sequence.num_computed_tokens)
             self._enter(plan, sequence, num_tokens)
-            pledged += self.kv.blocks_needed(sequence.table, sequence.num_computed_tokens + num_tokens, sequence.num_tokens)
+            pledged += (
+                self.kv.blocks_needed(sequence.table, sequence.num_computed_tokens + num_tokens, sequence.num_tokens) + followers_need
+            )
         self.waiting.extendleft(reversed(deferred))
+
+    def _follow(self) -> None:
+        """Lets members of a group that comes back share what others of it have computed by now."""
+        for sequence, origin in list(self.following.items()):
+            if origin.source.num_computed_tokens >= origin.num_tokens:
+                sequence.table = self.kv.fork(origin.source.table, origin.num_tokens)
+                sequence.num_computed_tokens = origin.num_tokens
+                del self.following[sequence]
+
+    def _pledged(self, sequence: Sequence, origin: Origin | None = None) -> int:
+        """Blocks that a sequence will take until it has caught up, beside what it shares with its origin."""
+        origin = origin or self.following.get(sequence)
+        if origin is not None:
+            return self.kv.blocks_for(sequence.num_tokens) - origin.num_tokens // self.kv.block_size
+        return self.kv.blocks_needed(sequence.table, sequence.num_computed_tokens, sequence.num_tokens)
+
+    def _seats_taken(self) -> int:
+        """Running sequences, and those that running groups may yet grow to."""
+        groups: set[SequenceGroup] = {s.group for s in self.running if s.group is not None}
+        return len(self.running) + sum(group.width - len(group.members) for group in groups)
+
+    @staticmethod
+    def _together(sequence: Sequence) -> list[Sequence]:
+        """Who comes and goes with it."""
+        return [sequence] if sequence.group is None else list(sequence.group.members)
 
     def _computed_by_another(self, plan: _Plan, sequence: Sequence, num_cached_blocks: int) -> bool:
         """Whether the first block that the sequence lacks is being completed in this very step."""
@@ -242,8 +300,21 @@ class Scheduler:
         yield from self.running
         yield from (s for s in self.waiting if len(s.table))
 
+    def _outgrow(self, plan: _Plan, sequence: Sequence) -> None:
+        """Ends a sequence, and who belongs to it, for want of memory."""
+        for member in self._together(sequence):
+            if entry := plan.entries.pop(member, None):
+                plan.budget += entry.num_scheduled_tokens
+            plan.output.outgrown.append(member)
+            self.finish(member, "length")
+
     def _preempt(self, plan: _Plan, victim: Sequence) -> None:
-        """Takes a sequence's blocks; it waits to compute its tokens again."""
+        """Takes a sequence's blocks, and those of who belongs to it; they wait to compute their tokens again."""
+        victim.request.metrics.num_preemptions += 1
+        for member in self._together(victim):
+            self._take_blocks(plan, member)
+
+    def _take_blocks(self, plan: _Plan, victim: Sequence) -> None:
         if victim.status is RequestStatus.RUNNING:
             self.running.remove(victim)
         else:
@@ -254,7 +325,7 @@ class Scheduler:
         self.kv.release(victim.table)
         victim.num_computed_tokens = 0
         victim.status = RequestStatus.PREEMPTED
-        victim.request.metrics.num_preemptions += 1
+        self.following.pop(victim, None)
         self.num_preemptions += 1
         plan.output.preempted.append(victim)
         self._wait(victim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from octavo.decoding import LogitRules, SamplingParams, TokenCounts
+from octavo.decoding import BeamSearchParams, LogitRules, SamplingParams, TokenCounts
 from octavo.engine.outputs import FinishReason, RequestMetrics
 from octavo.kv import BlockHash, BlockHasher, BlockTable
 
@@ -28,7 +28,7 @@ class PreemptionMode(Enum):
 class Request:
     """``arrival`` numbers requests in the order of their coming; ``max_tokens`` is resolved against the context length.
 
-    ``rules``: what its parameters allow and forbid; ``None`` is everything.
+    A beam search (``beam``) has the ``params`` of its results. ``rules``: what its parameters allow and forbid; ``None`` is everything.
     """
 
     request_id: str
@@ -41,7 +41,29 @@ class Request:
     metrics: RequestMetrics
     num_cached_tokens: int = 0
     error: str | None = None
+    beam: BeamSearchParams | None = None
     rules: LogitRules | None = None
+
+    @property
+    def num_branches(self) -> int:
+        """The most sequences that it will have at once."""
+        return self.params.num_branches if self.beam is None else self.beam.beam_width
+
+
+class SequenceGroup:
+    """Branches that are scheduled and preempted all or nothing: the beams of one search.
+
+    It keeps ``width`` seats among the running sequences, however many of them it needs at the time.
+    """
+
+    __slots__ = ("members", "num_continuations", "width")
+
+    def __init__(self, width: int, num_continuations: int) -> None:
+        self.width = width
+        self.num_continuations = num_continuations
+        """How many of each member's most probable next tokens are wanted."""
+        self.members: list[Sequence] = []
+        """Those that are alive."""
 
 
 class Sequence:
@@ -55,6 +77,7 @@ class Sequence:
         "branch",
         "counts",
         "finish_reason",
+        "group",
         "hasher",
         "next_score_row",
         "num_computed_tokens",
@@ -79,9 +102,13 @@ class Sequence:
         self.hasher.extend(self.token_ids)
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
-        params = request.params
         self.counts = TokenCounts(self.token_ids if params.penalizes_prompt else ()) if params.penalizes else None
         """For penalties, where there are any."""
+        self.group: SequenceGroup | None = None
+
+    def join(self, group: SequenceGroup) -> None:
+        self.group = group
+        group.members.append(self)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -130,6 +157,9 @@ class Sequence:
         child.status = self.status
         child.finish_reason = None
         child.counts = None if self.counts is None else self.counts.fork()
+        child.group = None
+        if self.group is not None:
+            child.join(self.group)
         return child
 
     def __repr__(self) -> str:

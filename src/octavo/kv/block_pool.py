@@ -116,6 +116,8 @@ class BlockPool:
             self._free.append(block)
         self._index: dict[BlockHash, Block] = {}
         self.num_evictions = 0
+        self.num_references = 0
+        """Over all blocks: as many as would be in use if nothing were shared."""
 
     @property
     def num_blocks(self) -> int:
@@ -144,6 +146,7 @@ class BlockPool:
             block.content_hash = None
             self.num_evictions += 1
         block.ref_count = 1
+        self.num_references += 1
         return block
 
     def share(self, block: Block) -> None:
@@ -151,12 +154,14 @@ class BlockPool:
         if block.ref_count == 0:
             self._free.remove(block)
         block.ref_count += 1
+        self.num_references += 1
 
     def release(self, block: Block) -> None:
         """One reference less. The last one frees the block: named contents are kept as long as possible,
         nameless ones are the first to be overwritten."""
         assert block.ref_count > 0, f"{block} is released more often than it was taken"
         block.ref_count -= 1
+        self.num_references -= 1
         if block.ref_count == 0:
             if block.content_hash is None:
                 self._free.append_left(block)
@@ -183,6 +188,7 @@ class BlockPool:
         Raises ``AssertionError`` naming the first block that is not as it should be.
         """
         counted = Counter(block.block_id for block in references)
+        assert self.num_references == counted.total(), f"{self.num_references} references are noted, {counted.total()} are there"
         free_ids = [block.block_id for block in self._free]
         assert len(free_ids) == len(set(free_ids)) == len(self._free), "the free list is not a list of distinct blocks"
         free = set(free_ids)

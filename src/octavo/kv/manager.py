@@ -49,6 +49,11 @@ class KVCacheManager:
     def num_used_blocks(self) -> int:
         return self.pool.num_blocks - self.pool.num_free
 
+    @property
+    def num_saved_blocks(self) -> int:
+        """How many more blocks would be in use if no two tables shared one."""
+        return self.pool.num_references - self.num_used_blocks
+
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
@@ -81,8 +86,8 @@ class KVCacheManager:
     # -- before and after a step ----------------------------------------------------------------------------
 
     def blocks_needed(self, table: BlockTable, start: int, end: int) -> int:
-        """Free blocks that ``reserve`` would take: new ones, and one for each shared block that would be written."""
-        shared = sum(block.ref_count > 1 for block in self._written(table, start, end))
+        """Free blocks that ``reserve`` would take: new ones, and one for each block that would be written and must be copied."""
+        shared = sum(self._must_be_copied(block) for block in self._written(table, start, end))
         return max(0, self.blocks_for(end) - len(table)) + shared
 
     def reserve(self, table: BlockTable, start: int, end: int) -> list[BlockCopy]:
@@ -95,7 +100,7 @@ class KVCacheManager:
             raise NoFreeBlocks(f"{needed} blocks are needed, {self.pool.num_free} are free")
         copies: list[BlockCopy] = []
         for index, block in enumerate(self._written(table, start, end), start // self.block_size):
-            if block.ref_count > 1:
+            if self._must_be_copied(block):
                 own = self.pool.allocate()
                 copies.append((block.block_id, own.block_id))
                 table.replace(index, own)
@@ -125,13 +130,16 @@ class KVCacheManager:
 
     # -- branches and endings -------------------------------------------------------------------------------
 
-    def fork(self, table: BlockTable) -> BlockTable:
-        """A second table over the same blocks; takes no memory until one of the two writes."""
+    def fork(self, table: BlockTable, num_tokens: int | None = None) -> BlockTable:
+        """A second table over the same blocks; takes no memory until one of the two writes.
+
+        ``num_tokens``: over those of the first so many tokens only.
+        """
         branch = BlockTable()
-        for block in table.blocks:
+        for block in table.blocks if num_tokens is None else table.blocks[: self.blocks_for(num_tokens)]:
             self.pool.share(block)
             branch.append(block)
-        branch.num_published = table.num_published
+        branch.num_published = table.num_published if num_tokens is None else min(table.num_published, num_tokens // self.block_size)
         return branch
 
     def release(self, table: BlockTable) -> None:
@@ -146,6 +154,11 @@ class KVCacheManager:
             assert list(table.ids) == [block.block_id for block in table.blocks], "a table's ids do not mirror its blocks"
             assert table.num_published <= len(table)
         self.pool.check_integrity(block for table in tables for block in table.blocks)
+
+    @staticmethod
+    def _must_be_copied(block: Block) -> bool:
+        """Before it is written: others read it, or it can be found by its contents (a branch forked in the midst of it)."""
+        return block.ref_count > 1 or block.content_hash is not None
 
     def _written(self, table: BlockTable, start: int, end: int) -> list[Block]:
         """The existing blocks of the table under positions ``start … end - 1``."""

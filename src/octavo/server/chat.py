@@ -16,7 +16,7 @@ from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.server.chunks import ending, last_events
 from octavo.server.errors import APIError
 from octavo.server.generation import Account, Service, new_id
-from octavo.server.logprobs import chat_logprobs
+from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.protocol import ChatCompletionRequest, Conversation, TextPart
 from octavo.server.sse import EventStream
 from octavo.text import AnswerSplitter
@@ -113,6 +113,8 @@ class ChatAnswer:
         body: dict[str, Any] = {**self._head, "choices": choices, "usage": self._account.usage()}
         if self._request.return_token_ids:
             body["prompt_token_ids"] = self._prompt
+        if self._request.prompt_logprobs is not None:
+            body["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self._prompt, self._request.prompt_logprobs)
         return Response(json.dumps(body, allow_nan=False), media_type="application/json")
 
     async def events(self, batches: AsyncGenerator[list[tuple[int, RequestOutput]], None]) -> AsyncGenerator[bytes, None]:

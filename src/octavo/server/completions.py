@@ -11,10 +11,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from octavo.engine.outputs import CompletionOutput, RequestOutput
+from octavo.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.server.chunks import ending, last_events
 from octavo.server.generation import Account, Service, new_id
-from octavo.server.logprobs import CompletionLogprobs
+from octavo.server.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.protocol import CompletionRequest
 from octavo.server.sse import EventStream
 
@@ -63,11 +63,13 @@ class CompletionAnswer:
             "system_fingerprint": service.llm.system_fingerprint,
         }
         self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._of_prompts: dict[int, list[dict[int, Logprob] | None]] = {}
 
     def whole(self, outputs: list[RequestOutput]) -> Response:
         """The answer that is not streamed."""
         choices = []
         for number, output in enumerate(outputs):
+            self._keep_prompt_logprobs(number, output)
             for branch in output.outputs:
                 choice: dict[str, Any] = {
                     "index": number * self._n + branch.index,
@@ -76,6 +78,9 @@ class CompletionAnswer:
                     "finish_reason": branch.finish_reason,
                     "stop_reason": branch.stop_reason,
                 }
+                if self._request.prompt_logprobs is not None:
+                    wanted = self._request.prompt_logprobs
+                    choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, self._prompts[number], wanted)
                 if self._request.return_token_ids:
                     choice |= {"prompt_token_ids": self._prompts[number], "token_ids": branch.token_ids}
                 choices.append(choice)
@@ -92,6 +97,7 @@ class CompletionAnswer:
             async for batch in batches:
                 chunks = []
                 for number, output in batch:
+                    self._keep_prompt_logprobs(number, output)
                     for branch in output.outputs:
                         index = number * self._n + branch.index
                         extra, text = "", branch.text
@@ -100,7 +106,9 @@ class CompletionAnswer:
                             text = self._echoes[number] + text
                             if request.return_token_ids:
                                 extra = f', "prompt_token_ids": {json.dumps(self._prompts[number])}'
-                        logprobs = self._logprobs_of(number, branch) if branch.logprobs else None
+                        logprobs = self._logprobs_of(number, branch)
+                        if logprobs is not None and not logprobs["tokens"]:
+                            logprobs = None
                         if request.return_token_ids:
                             extra += f', "token_ids": {json.dumps(branch.token_ids)}'
                         elif not text and not logprobs and branch.finish_reason is None:
@@ -115,16 +123,26 @@ class CompletionAnswer:
                     yield "".join(chunks).encode("ascii")
         yield last_events(request, self._head, account)
 
+    def _keep_prompt_logprobs(self, number: int, output: RequestOutput) -> None:
+        """A stream has them in the first output alone, but each answer begins with the prompt."""
+        if self._request.echo and output.prompt_logprobs is not None:
+            self._of_prompts[number] = output.prompt_logprobs
+
     def _logprobs_of(self, number: int, branch: CompletionOutput) -> dict[str, Any] | None:
-        if self._request.logprobs is None or branch.logprobs is None:
+        """Of what ``branch`` adds to its answer, which ``echo`` begins with the prompt."""
+        if self._request.logprobs is None:
             return None
         index = number * self._n + branch.index
         state = self._logprobs.get(index)
+        echoed = None
         if state is None:
+            echoed = self._of_prompts.get(number)
             tokenizer = self._service.llm.tokenizer
             hidden = tokenizer.special_ids if self._request.skip_special_tokens is not False else ()
             state = self._logprobs[index] = CompletionLogprobs(tokenizer, self._request.logprobs, hidden=hidden)
-        return state.extend(branch.token_ids, branch.logprobs)
+        before = {} if echoed is None else state.extend(self._prompts[number], echoed, echo=self._echoes[number])
+        after = state.extend(branch.token_ids, branch.logprobs or ())
+        return {name: before.get(name, []) + values for name, values in after.items()}
 
 
 async def complete(service: Service, request: CompletionRequest, account: Account) -> Response:

@@ -114,17 +114,18 @@ class Service:
         if keep is None:
             return prompts
         if keep == -1:
-            keep = self.llm.max_model_len - (max_tokens or 1)
+            keep = self.llm.max_model_len - (1 if max_tokens is None else max_tokens)
         return [prompt[-keep:] for prompt in prompts] if keep > 0 else prompts  # not even one fits: ``room`` says why
 
     def room(self, prompts: Sequence[Sequence[int]], max_tokens: int | None, param: str) -> int:
         """Output tokens that the context leaves after the longest prompt. Raises ``APIError`` if it is too little or a prompt is empty."""
         limit = self.llm.max_model_len
         room = limit
+        needed = 1 if max_tokens is None else max_tokens
         for prompt in prompts:
             if not prompt:
                 raise invalid(param, "", "has no tokens; give at least one", code="empty_prompt")
-            if len(prompt) >= limit or len(prompt) + (max_tokens or 1) > limit:
+            if len(prompt) + needed > limit:
                 raise context_too_long(len(prompt), max_tokens if len(prompt) < limit else None, limit, param)
             room = min(room, limit - len(prompt))
         return room

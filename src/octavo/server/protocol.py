@@ -197,6 +197,9 @@ class GenerationRequest(Truncatable):
         None, description="Output tokens before anything may end an answer. Default 0."
     )
     skip_special_tokens: bool | None = Field(None, description="Leave special tokens out of the text. Default true.")
+    prompt_logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="Log-probabilities of the prompt's tokens and of this many alternatives. Not together with `stream`."
+    )
     return_token_ids: bool | None = Field(None, description="Return `prompt_token_ids` and each choice's `token_ids`. Default false.")
     stream: bool | None = Field(None, description="Send server-sent events as tokens are made. Default false.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
@@ -205,11 +208,14 @@ class GenerationRequest(Truncatable):
     use_beam_search: Literal[False] | None = no("only false is")
     length_penalty: One = no("only 1 is")
     early_stopping: Literal[False] | None = no("only false is")
-    prompt_logprobs: None = no("leave it out")
     priority: Zero = no("only 0 is")
 
-    def _sampling(self, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    def _sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None) -> SamplingParams:
         """Raises ``APIError`` for fields that contradict each other."""
+        if self.prompt_logprobs is not None:
+            if self.stream:
+                raise invalid("prompt_logprobs", self.prompt_logprobs, "only allowed when stream is false")
+            prompt_logprobs = max(self.prompt_logprobs, prompt_logprobs or 0)
         if self.min_tokens is not None and self.min_tokens > max_tokens:
             raise invalid("min_tokens", self.min_tokens, f"must not exceed the output limit ({max_tokens} tokens)")
         if self.stream_options is not None and not self.stream:
@@ -245,6 +251,7 @@ class GenerationRequest(Truncatable):
             allowed_token_ids=self.allowed_token_ids,
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             output_kind=RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
             **optional,
         )
@@ -262,10 +269,14 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: Prompt = Field(description="Text, token ids, or a list of either; each prompt is answered on its own.")
-    max_tokens: Annotated[Int, Field(ge=1, lt=2**31)] | None = Field(
-        None, description=f"At most this many output tokens. Default {DEFAULT_COMPLETION_TOKENS}, or as many as the context leaves."
+    max_tokens: Annotated[Int, Field(ge=0, lt=2**31)] | None = Field(
+        None,
+        description=f"At most this many output tokens. Default {DEFAULT_COMPLETION_TOKENS}, or as many as the context leaves. "
+        "0 gives what is known of the prompt alone; it needs `echo` or `prompt_logprobs`.",
     )
-    echo: bool | None = Field(None, description="Begin the text with the prompt. Not together with `logprobs`. Default false.")
+    echo: bool | None = Field(
+        None, description="Begin the text with the prompt, and the lists of `logprobs` with its tokens. Default false."
+    )
     best_of: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Only equal to `n`.")
     logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Log-probabilities of the chosen token and this many alternatives."
@@ -278,15 +289,16 @@ class CompletionRequest(GenerationRequest):
         """Raises ``APIError`` for fields that contradict each other."""
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise unsupported("best_of", self.best_of, f"it must equal n ({self.n or 1})")
-        if self.echo and self.logprobs is not None:
-            raise unsupported("echo", True, "log-probabilities of the prompt are not computed; drop either echo or logprobs")
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise invalid("max_tokens", 0, "must be at least 1 where neither echo nor prompt_logprobs ask for the prompt")
         num_prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
         if num_prompts * (self.n or 1) > MAX_CHOICES:
             raise invalid("n", self.n, f"{num_prompts} prompts would get {num_prompts * (self.n or 1)} answers, more than {MAX_CHOICES}")
 
     def sampling(self, room: int) -> SamplingParams:
         """``room``: output tokens the context leaves."""
-        return self._sampling(max_tokens=self.max_tokens or min(DEFAULT_COMPLETION_TOKENS, room), logprobs=self.logprobs)
+        max_tokens = min(DEFAULT_COMPLETION_TOKENS, room) if self.max_tokens is None else self.max_tokens
+        return self._sampling(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None)
 
 
 class TextPart(Strict):

@@ -24,12 +24,23 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Parallel lists with one entry per output token."""
+    """Parallel lists with one entry per output token; with `echo`, the prompt's tokens come first. Nothing precedes the first of a text:
+    it has no log-probability."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int] = Field(description="Characters of the choice's text in front of the token.")
+
+
+class PromptLogprob(BaseModel):
+    logprob: float
+    rank: int = Field(description="1 for the most probable token of the vocabulary.")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""Per prompt token, by token id: its own first, then the most probable ones'."""
 
 
 class CompletionChoice(BaseModel):
@@ -40,6 +51,7 @@ class CompletionChoice(BaseModel):
     stop_reason: str | int | None = Field(description="The stop string or token id that ended the answer; null for end-of-sequence.")
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(BaseModel):
@@ -119,6 +131,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class ChatDelta(BaseModel):

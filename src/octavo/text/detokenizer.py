@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from copy import copy
 
 from octavo.text.tokenizer import Tokenizer
 
@@ -45,6 +46,13 @@ class IncrementalDetokenizer:
                     break
         for token_id in reversed(last):
             self.push(token_id)
+
+    def fork(self) -> IncrementalDetokenizer:
+        """Another one at the same place of the same text."""
+        child = copy(self)
+        child._decoder = _new_decoder("replace")
+        child._decoder.setstate(self._decoder.getstate())
+        return child
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` made certain, perhaps none. Raises ``ValueError`` for an id outside the vocabulary."""
