@@ -13,7 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from octavo.decoding.params import RequestOutputKind, SamplingParams
+from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.engine.async_llm import AsyncLLM
 from octavo.engine.outputs import CompletionOutput, RequestOutput
 from octavo.server.errors import APIError, context_too_long, from_engine, invalid, shown
@@ -30,6 +30,8 @@ class Account:
     started_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     last_token_s: float | None = None
+    branch_block_steps: int = 0
+    saved_block_steps: int = 0
 
     def usage(self) -> dict[str, Any]:
         return {
@@ -47,7 +49,8 @@ class Account:
         ttft_ms = 1000 * (self.first_token_s - self.started_s)
         total_s = self.last_token_s - self.started_s
         rate = self.output_tokens / total_s if total_s > 0 else 0.0
-        return f"{self.prompt_tokens} in{cached}, {self.output_tokens} out, ttft {ttft_ms:.0f} ms, {rate:.1f} tok/s"
+        saved = f", sharing saved {self.saved_block_steps / self.branch_block_steps:.0%}" if self.branch_block_steps else ""
+        return f"{self.prompt_tokens} in{cached}, {self.output_tokens} out, ttft {ttft_ms:.0f} ms, {rate:.1f} tok/s{saved}"
 
 
 def new_id(prefix: str) -> str:
@@ -131,7 +134,7 @@ class Service:
         return room
 
     async def outputs(
-        self, prompts: Sequence[list[int]], params: SamplingParams, request_id: str, account: Account
+        self, prompts: Sequence[list[int]], params: SamplingParams | BeamSearchParams, request_id: str, account: Account
     ) -> AsyncGenerator[Batch, None]:
         """Run every prompt; closing this ends them all. Raises ``APIError``; what the engine refuses, before the first output."""
         cached = [0] * len(prompts)
@@ -150,6 +153,9 @@ class Service:
                             account.output_tokens += len(branch.token_ids)
                             if branch.finish_reason in ("abort", "error"):
                                 raise _failure(output, branch)
+                        if output.finished:
+                            account.branch_block_steps += output.metrics.branch_block_steps
+                            account.saved_block_steps += output.metrics.saved_block_steps
                         if output.error is not None:
                             raise APIError(500, f"the request failed: {output.error}", code="request_failed")
                     if account.first_token_s is None or whole:
@@ -167,7 +173,7 @@ class Service:
             raise
 
     async def final_outputs(
-        self, prompts: Sequence[list[int]], params: SamplingParams, request_id: str, account: Account
+        self, prompts: Sequence[list[int]], params: SamplingParams | BeamSearchParams, request_id: str, account: Account
     ) -> list[RequestOutput]:
         """The finished output of every prompt, in order; ``params.output_kind`` is FINAL_ONLY."""
         done: dict[int, RequestOutput] = {}
@@ -178,10 +184,14 @@ class Service:
             raise APIError(500, "the engine ended the request without an answer", code="request_failed")
         return [done[i] for i in range(len(prompts))]
 
-    def _generate(self, prompt: list[int], params: SamplingParams, request_id: str) -> AsyncGenerator[RequestOutput, None]:
+    def _generate(
+        self, prompt: list[int], params: SamplingParams | BeamSearchParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
         return cast(AsyncGenerator[RequestOutput, None], self.llm.generate({"prompt_token_ids": prompt}, params, request_id))
 
-    async def _merged(self, prompts: Sequence[list[int]], params: SamplingParams, request_id: str) -> AsyncGenerator[Batch, None]:
+    async def _merged(
+        self, prompts: Sequence[list[int]], params: SamplingParams | BeamSearchParams, request_id: str
+    ) -> AsyncGenerator[Batch, None]:
         if len(prompts) == 1:
             async with aclosing(self._generate(prompts[0], params, request_id)) as outputs:
                 async for output in outputs:

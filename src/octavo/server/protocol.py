@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import from_json
 
+from octavo.decoding import MAX_BEAM_WIDTH, BeamSearchParams
 from octavo.decoding.params import (
     MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
@@ -25,7 +26,7 @@ from octavo.decoding.params import (
     RequestOutputKind,
     SamplingParams,
 )
-from octavo.server.errors import invalid, unsupported
+from octavo.server.errors import invalid
 from octavo.text.chat_template import RESERVED_VARIABLES
 
 MAX_PROMPTS = 2048
@@ -117,7 +118,6 @@ LogitBias = Annotated[
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 Nothing = Annotated[list[Any], Field(max_length=0)] | None
 Zero = Annotated[float, Field(ge=0, le=0)] | None
-One = Annotated[float, Field(ge=1, le=1)] | None
 
 
 def no(hint: str) -> Any:
@@ -150,12 +150,37 @@ class Truncatable(Strict):
     )
 
 
+_NOT_WITH_BEAMS: dict[str, tuple[Any, ...]] = {
+    "temperature": (0.0, 1.0), "top_p": (1.0,), "top_k": (0, -1), "min_p": (0.0,), "typical_p": (1.0,), "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,), "repetition_penalty": (1.0,), "logit_bias": ({},), "bad_words": ([],), "allowed_token_ids": (),
+    "prompt_logprobs": (),
+}  # fmt: skip
+"""Fields that choose among tokens in ways a beam search does not know, and the values that mean no change."""
+
+
 class GenerationRequest(Truncatable):
     """The fields that completions and chat share."""
 
     model: str | None = Field(None, description="A model id from `/v1/models`; the served model if left out.")
     n: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(
         None, description="Answers per prompt; they share the prompt's KV blocks. Default 1."
+    )
+    best_of: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(
+        None,
+        description="Generate so many answers and return the `n` of the highest cumulative log-probability, best first; with "
+        "`use_beam_search`, the beam width. More than `n` sampled answers cannot be streamed. Default `n`.",
+    )
+    use_beam_search: bool | None = Field(
+        None,
+        description="Search for the most probable answers instead of sampling; a stream gets them whole. Default false.",
+    )
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = Field(
+        None, description="With `use_beam_search`: answers rank by log-probability / tokens ** this. Default 1."
+    )
+    early_stopping: bool | Literal["never"] | None = Field(
+        None,
+        description="With `use_beam_search`: true ends once `best_of` answers are finished, false when better ones are unlikely, `never` "
+        "when there can be none. Default false.",
     )
     temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 is greedy. Default 1.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
@@ -205,13 +230,52 @@ class GenerationRequest(Truncatable):
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     user: str | None = Field(None, description="Accepted; nothing depends on it.")
 
-    use_beam_search: Literal[False] | None = no("only false is")
-    length_penalty: One = no("only 1 is")
-    early_stopping: Literal[False] | None = no("only false is")
     priority: Zero = no("only 0 is")
 
-    def _sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None) -> SamplingParams:
+    @property
+    def num_branches(self) -> int:
+        """Answers per prompt that are generated."""
+        return self.best_of or self.n or 1
+
+    def _check_branches(self) -> None:
+        n = self.n or 1
+        if self.num_branches < n:
+            raise invalid("best_of", self.best_of, f"must be at least n ({n})")
+        if self.use_beam_search:
+            if self.num_branches > MAX_BEAM_WIDTH:
+                field = "n" if self.best_of is None else "best_of"
+                raise invalid(field, self.num_branches, f"is the beam width with use_beam_search, of at most {MAX_BEAM_WIDTH}")
+            for name, neutral in _NOT_WITH_BEAMS.items():
+                if (value := getattr(self, name)) is not None and value not in neutral:
+                    raise invalid(name, value, "cannot be combined with use_beam_search")
+            return
+        for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
+            if getattr(self, name) not in (None, default):
+                raise invalid(name, getattr(self, name), "only allowed when use_beam_search is true")
+        if self.stream and self.num_branches > n:
+            raise invalid(
+                "best_of", self.best_of, f"must equal n ({n}) when stream is true: which answers are the best is known at the end"
+            )
+
+    def _beams(self, *, max_tokens: int, logprobs: int | None) -> BeamSearchParams:
+        return BeamSearchParams(
+            beam_width=self.num_branches,
+            n=self.n or 1,
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens or 0,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            early_stopping=self.early_stopping or False,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=bool(self.include_stop_str_in_output),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+            skip_special_tokens=self.skip_special_tokens is not False,
+        )
+
+    def _sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None) -> SamplingParams | BeamSearchParams:
         """Raises ``APIError`` for fields that contradict each other."""
+        self._check_branches()
         if self.prompt_logprobs is not None:
             if self.stream:
                 raise invalid("prompt_logprobs", self.prompt_logprobs, "only allowed when stream is false")
@@ -220,10 +284,17 @@ class GenerationRequest(Truncatable):
             raise invalid("min_tokens", self.min_tokens, f"must not exceed the output limit ({max_tokens} tokens)")
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", self.stream_options.model_dump(exclude_unset=True), "only allowed when stream is true")
+        if self.use_beam_search:
+            if prompt_logprobs is not None:
+                raise invalid("logprobs", logprobs, "with echo cannot be combined with use_beam_search")
+            if max_tokens == 0:
+                raise invalid("max_tokens", 0, "cannot be combined with use_beam_search")
+            return self._beams(max_tokens=max_tokens, logprobs=logprobs)
         optional = {
             name: value
             for name in (
                 "n",
+                "best_of",
                 "temperature",
                 "top_p",
                 "top_k",
@@ -277,7 +348,6 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = Field(
         None, description="Begin the text with the prompt, and the lists of `logprobs` with its tokens. Default false."
     )
-    best_of: Annotated[Int, Field(ge=1, le=MAX_N)] | None = Field(None, description="Only equal to `n`.")
     logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
         None, description="Log-probabilities of the chosen token and this many alternatives."
     )
@@ -287,15 +357,16 @@ class CompletionRequest(GenerationRequest):
 
     def check(self) -> None:
         """Raises ``APIError`` for fields that contradict each other."""
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise unsupported("best_of", self.best_of, f"it must equal n ({self.n or 1})")
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
             raise invalid("max_tokens", 0, "must be at least 1 where neither echo nor prompt_logprobs ask for the prompt")
         num_prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
-        if num_prompts * (self.n or 1) > MAX_CHOICES:
-            raise invalid("n", self.n, f"{num_prompts} prompts would get {num_prompts * (self.n or 1)} answers, more than {MAX_CHOICES}")
+        if num_prompts * self.num_branches > MAX_CHOICES:
+            field, value = ("n", self.n) if self.best_of is None else ("best_of", self.best_of)
+            raise invalid(
+                field, value, f"{num_prompts} prompts would get {num_prompts * self.num_branches} answers, more than {MAX_CHOICES}"
+            )
 
-    def sampling(self, room: int) -> SamplingParams:
+    def sampling(self, room: int) -> SamplingParams | BeamSearchParams:
         """``room``: output tokens the context leaves."""
         max_tokens = min(DEFAULT_COMPLETION_TOKENS, room) if self.max_tokens is None else self.max_tokens
         return self._sampling(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None)
@@ -437,7 +508,7 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     def output_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    def sampling(self, room: int) -> SamplingParams:
+    def sampling(self, room: int) -> SamplingParams | BeamSearchParams:
         """``room``: output tokens the context leaves."""
         return self._sampling(max_tokens=self.output_limit or room, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
