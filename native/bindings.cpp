@@ -425,6 +425,9 @@ NB_MODULE(_native, m) {
       .def(
           "set_profiling", [](PyExecutor& self, bool enabled) { PyExecutor::Use(self)->set_profiling(enabled); },
           "enabled"_a)
+      .def(
+          "set_prefix_sharing",
+          [](PyExecutor& self, bool enabled) { PyExecutor::Use(self)->set_prefix_sharing(enabled); }, "enabled"_a)
       .def("profile", profile)
       .def("close", &PyExecutor::close)
       .def_prop_ro("isa", [](PyExecutor& self) { return PyExecutor::Use(self)->isa(); })

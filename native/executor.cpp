@@ -91,14 +91,15 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
   logits_ = logits;
   vocab_size_ = vocab_size;
   arena_ = MappedMemory(static_cast<std::size_t>(arena_bytes));
-  cuts_.resize(instructions_.size());
 
+  std::size_t max_phases = instructions_.size();
   std::int64_t floats = choice_scratch_floats(logits.width);
   for (const Instruction& instruction : instructions_) {
     if (const auto* norm = std::get_if<RmsNormOp>(&instruction)) floats = std::max(floats, norm->x.width);
     if (const auto* silu = std::get_if<SiluMulOp>(&instruction)) floats = std::max(floats, silu->gate.width);
     const auto* attention = std::get_if<AttentionOp>(&instruction);
     if (attention == nullptr) continue;
+    max_phases += AttentionPlan::kMaxWaves - 1;
     const std::int64_t group = attention->num_heads / options_.num_kv_heads;
     floats = std::max(floats, attention_scratch_floats(group, options_.head_dim));
     const auto same = [&](const auto& entry) { return entry.first == group; };
@@ -108,6 +109,7 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
                                                  options_.max_model_len, pool_->size()));
     }
   }
+  phases_.reserve(max_phases);
   scratch_floats_ = round_up(floats, 1024) + 16;
   scratch_ = MappedMemory(static_cast<std::size_t>(scratch_floats_ * pool_->size()) * sizeof(float));
 }
@@ -151,33 +153,47 @@ const float* Executor::run(const Step& step) {
   const auto* logits = reinterpret_cast<const float*>(arena_.data() + logits_.offset);
   if (step.num_tokens() == 0) return logits;
   step_ = &step;
-  for (auto& [group, plan] : plans_) plan->prepare(step, group);
-  for (std::size_t i = 0; i < instructions_.size(); ++i) {
-    cuts_[i] = std::visit([&](const auto& op) { return cut(op); }, instructions_[i]);
-  }
+  for (auto& [group, plan] : plans_) plan->prepare(step, group, prefix_sharing_);
+  phases_.clear();
+  for (std::size_t i = 0; i < instructions_.size(); ++i) add_phases(i);
   started_s_ = profiling_ ? now_s() : 0;
   StepJob job(*this);
-  pool_->run(job, instructions_.size());
-  if (profiling_) count_time(instructions_.size() - 1);
+  pool_->run(job, phases_.size());
+  if (profiling_) count_time(phases_.size() - 1);
   return logits;
 }
 
-std::int64_t Executor::start_instruction(std::size_t index, int thread_id) {
+void Executor::add_phases(std::size_t instruction) {
+  phases_.push_back({instruction, std::visit([&](const auto& op) { return cut(op); }, instructions_[instruction])});
+  const auto* attention = std::get_if<AttentionOp>(&instructions_[instruction]);
+  if (attention == nullptr) return;
+  const AttentionPlan& waves = plan(attention->num_heads);
+  for (std::int32_t wave = 1; wave < waves.num_waves(); ++wave) {
+    Cut cut;
+    cut.first_unit = waves.wave_begin(wave);
+    cut.units = waves.wave_end(wave) - cut.first_unit;
+    phases_.push_back({instruction, cut});
+  }
+}
+
+std::int64_t Executor::start_phase(std::size_t index, int thread_id) {
   if (profiling_ && index > 0) count_time(index - 1);
-  const Cut& cut = cuts_[index];
+  const Cut& cut = phases_[index].cut;
   if (!cut.serial) return cut.units;
-  for (std::int64_t unit = 0; unit < cut.units; ++unit) run_instruction(index, unit, thread_id);
+  for (std::int64_t unit = 0; unit < cut.units; ++unit) run_unit_of(index, unit, thread_id);
   return 0;
 }
 
-void Executor::run_instruction(std::size_t index, std::int64_t unit, int thread_id) {
-  std::visit([&](const auto& op) { run_unit(op, cuts_[index], unit, scratch(thread_id)); }, instructions_[index]);
+void Executor::run_unit_of(std::size_t phase, std::int64_t unit, int thread_id) {
+  const Phase& p = phases_[phase];
+  std::visit([&](const auto& op) { run_unit(op, p.cut, p.cut.first_unit + unit, scratch(thread_id)); },
+             instructions_[p.instruction]);
 }
 
-// Instructions follow one another without a gap: the time since the last one ended belongs to the one that ends now.
-void Executor::count_time(std::size_t index) {
+// Phases follow one another without a gap: the time since the last one ended belongs to the one that ends now.
+void Executor::count_time(std::size_t phase) {
   const double now = now_s();
-  seconds_[kind(instructions_[index])] += now - started_s_;
+  seconds_[kind(instructions_[phases_[phase].instruction])] += now - started_s_;
   started_s_ = now;
 }
 

@@ -59,6 +59,8 @@ class Executor {
   MappedMemory release_arena() { return std::move(arena_); }
 
   void set_profiling(bool enabled);
+  // Off: attention walks every sequence's keys alone. The same bits, more slowly; for tests and benchmarks.
+  void set_prefix_sharing(bool enabled) { prefix_sharing_ = enabled; }
   std::vector<double> profile() const { return seconds_; }  // by instruction kind
   double choose_seconds() const { return choose_seconds_; }
 
@@ -94,6 +96,7 @@ class Executor {
 
   // How an instruction is cut in this step: units are taken by threads from a counter.
   struct Cut {
+    std::int64_t first_unit = 0;
     std::int64_t units = 0;
     std::int64_t rows_per_unit = 1;
     std::int64_t panels_per_unit = 1;
@@ -106,7 +109,7 @@ class Executor {
   Cut cut(const LinearOp& op) const;
   Cut cut(const RopeOp& op) const;
   Cut cut(const WriteKvOp& op) const;
-  Cut cut(const AttentionOp& op) const;
+  Cut cut(const AttentionOp& op) const;  // of the first wave
   Cut cut(const SiluMulOp& op) const;
   Cut cut(const AddOp& op) const;
   Cut cut(const SelectRowsOp& op) const;
@@ -122,20 +125,20 @@ class Executor {
   void run_unit(const AddOp& op, const Cut& cut, std::int64_t unit, float* scratch);
   void run_unit(const SelectRowsOp& op, const Cut& cut, std::int64_t unit, float* scratch);
 
-  // An instruction is a phase: small ones are done right away by who starts them, others cut into units.
+  // An instruction is a phase, attention one per wave: small ones are done right away by who starts them, others cut
+  // into units.
   struct StepJob final : ThreadPool::Job {
     Executor& executor;
     explicit StepJob(Executor& e) : executor(e) {}
-    std::int64_t start(std::size_t phase, int thread_id) override {
-      return executor.start_instruction(phase, thread_id);
-    }
+    std::int64_t start(std::size_t phase, int thread_id) override { return executor.start_phase(phase, thread_id); }
     void run(std::size_t phase, std::int64_t unit, int thread_id) override {
-      executor.run_instruction(phase, unit, thread_id);
+      executor.run_unit_of(phase, unit, thread_id);
     }
   };
-  std::int64_t start_instruction(std::size_t index, int thread_id);
-  void run_instruction(std::size_t index, std::int64_t unit, int thread_id);
-  void count_time(std::size_t index);
+  void add_phases(std::size_t instruction);
+  std::int64_t start_phase(std::size_t index, int thread_id);
+  void run_unit_of(std::size_t phase, std::int64_t unit, int thread_id);
+  void count_time(std::size_t phase);
   void quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out);
   AttentionPlan& plan(std::int64_t num_heads) const;
 
@@ -156,11 +159,16 @@ class Executor {
 
   // The step that is running.
   const Step* step_ = nullptr;
-  std::vector<Cut> cuts_;
+  struct Phase {
+    std::size_t instruction;
+    Cut cut;
+  };
+  std::vector<Phase> phases_;
   std::vector<std::pair<std::int64_t, std::unique_ptr<AttentionPlan>>> plans_;  // by query heads per KV head
+  bool prefix_sharing_ = true;
   bool profiling_ = false;
   double choose_seconds_ = 0;
-  double started_s_ = 0;  // when the instruction that is running began
+  double started_s_ = 0;  // when the phase that is running began
   std::vector<double> seconds_;
 };
 

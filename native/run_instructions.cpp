@@ -52,7 +52,7 @@ Executor::Cut Executor::cut(const WriteKvOp& op) const {
 
 Executor::Cut Executor::cut(const AttentionOp& op) const {
   Cut cut;
-  cut.units = plan(op.num_heads).num_items();
+  cut.units = plan(op.num_heads).wave_end(0);
   return cut;
 }
 

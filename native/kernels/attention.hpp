@@ -8,7 +8,8 @@
 // A query row walks its key positions in partitions of 64 at fixed absolute places and carries (max, sum, output)
 // through them in order. Every 512 positions it starts from a fresh state (a *split*); the states of a row's splits are
 // merged in order. Both places are absolute, so a row's bits depend neither on the tile that it is computed in nor on
-// who computes its splits.
+// who computes its splits. Nor do they depend on who begins them: partitions that several sequences have in common are
+// walked once for the rows of all (a *shared tile*), which leaves each row's states where its own tile goes on.
 #pragma once
 #include <cstdint>
 
@@ -63,8 +64,26 @@ struct AttentionTile {
   std::int64_t first_row;       // of q and out
   std::int64_t first_position;  // of that row
   std::int64_t num_positions;
+  std::int64_t num_carried = 0;  // first keys, whole partitions, that the tile's states hold already; its rows see more
 
   std::int64_t num_splits() const { return (first_position + num_positions - 1) / kSplit + 1; }
+};
+
+// A token of a shared tile, and the state of its rows in the split that the tile is in, as its own tile keeps it.
+struct SharedToken {
+  std::int64_t row;  // of q
+  std::int64_t position;
+  float* output;  // [group][head_dim]
+  float* max;     // [group]
+  float* sum;     // [group]
+};
+
+// Tokens of any sequences, all of which see the keys begin … end-1 in the same blocks: whole partitions of one split.
+struct SharedTile {
+  const std::int32_t* block_table;
+  std::int64_t begin, end;
+  const SharedToken* tokens;
+  std::int64_t num_tokens;  // at most tile_positions
 };
 
 // Positions in a tile: as many as keep the tile's rows within kTileRows, at least one.
@@ -79,13 +98,17 @@ constexpr std::int64_t attention_scratch_floats(std::int64_t group, std::int64_t
 }
 
 struct AttentionKernels {
-  // All splits of one tile and KV head, into out. Scratch is 64-byte aligned.
-  void (*attend)(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch);
-  // One split of it, into a state of the tile's rows (state_floats).
+  // All splits of one tile and KV head, into out. `states`: those of the splits that begin below num_carried
+  // (consecutive, state_floats apart; overwritten), or null. Scratch is 64-byte aligned.
+  void (*attend)(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states,
+                 float* scratch);
+  // One split of it, into a state of the tile's rows (state_floats), or on from there if some of it is carried.
   void (*attend_split)(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
                        float* state, float* scratch);
   // Merges the states of the tile's splits (consecutive, state_floats apart; overwritten) into out.
   void (*merge_splits)(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states);
+  // Brings the states of a shared tile's tokens forward by its keys; those of a new split are made.
+  void (*attend_shared)(const AttentionCall& call, const SharedTile& tile, std::int64_t kv_head, float* scratch);
   // Rounds one token's K (rotated on the way, if rope is not null) and V to the cache's type and stores them.
   // `slot` is the layer's part of the token's block, `offset` its place in the block.
   void (*write_kv)(const float* k, const float* v, std::int64_t num_kv_heads, std::int64_t head_dim, KvType type,

@@ -279,22 +279,22 @@ void attend_all_rows(const Partition<Element>& kv, const Rows& rows, const State
   }
 }
 
-// One split of a tile into a state.
-template <class S, class Element>
-void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
-                const Rows& rows, const State& state) {
-  const std::int64_t head_dim = rows.head_dim, part = kBlockSize * head_dim;
-  for (std::int64_t i = 0; i < rows.count * head_dim; ++i) state.output[i] = 0.0f;
+void reset(const Rows& rows, const State& state) {
+  for (std::int64_t i = 0; i < rows.count * rows.head_dim; ++i) state.output[i] = 0.0f;
   for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
+}
 
-  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
-  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
+// Brings a state forward by keys begin … end-1; begin is a partition's.
+template <class S, class Element>
+void walk_keys(const AttentionCall& call, const std::int32_t* block_table, std::int64_t kv_head, std::int64_t begin,
+               std::int64_t end, const Rows& rows, const State& state) {
+  const std::int64_t head_dim = rows.head_dim, part = kBlockSize * head_dim;
   const std::int64_t last_block = (end - 1) / kBlockSize;
   const std::uint8_t* head = call.kv + kv_head * kv_head_bytes(call.kv_type, head_dim);
   const auto block_part = [&](std::int64_t block) {
-    return reinterpret_cast<const Element*>(head + tile.block_table[block] * call.block_bytes);
+    return reinterpret_cast<const Element*>(head + block_table[block] * call.block_bytes);
   };
-  for (std::int64_t base = split * kSplit; base < end; base += kPartition) {
+  for (std::int64_t base = begin; base < end; base += kPartition) {
     Partition<Element> kv;
     const std::int64_t first_block = base / kBlockSize;
     for (int b = 0; b < kPartitionBlocks; ++b) {
@@ -324,11 +324,30 @@ void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64
 }
 
 template <class S>
-void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
-          const Rows& rows, const State& state) {
-  if (call.kv_type == KvType::F16) return walk_split<S, std::uint16_t>(call, tile, kv_head, split, rows, state);
-  if (call.kv_type == KvType::INT8) return walk_split<S, std::int8_t>(call, tile, kv_head, split, rows, state);
-  walk_split<S, float>(call, tile, kv_head, split, rows, state);
+void walk(const AttentionCall& call, const std::int32_t* block_table, std::int64_t kv_head, std::int64_t begin,
+          std::int64_t end, const Rows& rows, const State& state) {
+  if (call.kv_type == KvType::F16) {
+    return walk_keys<S, std::uint16_t>(call, block_table, kv_head, begin, end, rows, state);
+  }
+  if (call.kv_type == KvType::INT8) {
+    return walk_keys<S, std::int8_t>(call, block_table, kv_head, begin, end, rows, state);
+  }
+  walk_keys<S, float>(call, block_table, kv_head, begin, end, rows, state);
+}
+
+// One split of a tile into a state, which holds the tile's carried keys of that split.
+template <class S>
+void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+                const Rows& rows, const State& state) {
+  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
+  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
+  std::int64_t begin = split * kSplit;
+  if (begin < tile.num_carried) {
+    begin = tile.num_carried;
+  } else {
+    reset(rows, state);
+  }
+  if (begin < end) walk<S>(call, tile.block_table, kv_head, begin, end, rows, state);
 }
 
 // Adds a later split's state to the states of the rows that see it.
@@ -372,37 +391,54 @@ Rows describe_rows(const AttentionCall& call, const AttentionTile& tile) {
   return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr, nullptr};
 }
 
-// Rotated and scaled queries of the tile in scratch, transposed so that a step of d reads one line; the rest of scratch
-// is the expanded partition.
-template <class S>
-Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
-  Rows rows = describe_rows(call, tile);
+struct TokenPlace {
+  std::int64_t row, position;
+};
+
+// Rotated and scaled queries of token(0), token(1), … in scratch, transposed so that a step of d reads one line; the
+// rest of scratch is the expanded partition.
+template <class S, class Token>
+void gather_rows(const AttentionCall& call, std::int64_t kv_head, float* scratch, Rows& rows, Token&& token) {
   rows.partition = scratch;
   rows.q = scratch + 2 * kPartition * rows.head_dim;
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    const float* q =
-        call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    const TokenPlace place = token(r / rows.group);
+    const float* q = call.q + place.row * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
     float* rotated = scratch;
     if (call.rope != nullptr) {
-      rotate_head(q, call.rope->row(rows.position(r)), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotated);
+      rotate_head(q, call.rope->row(place.position), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotated);
       q = rotated;
     }
     float* column = rows.q + r / S::kRows * S::kRows * rows.head_dim + r % S::kRows;
     for (std::int64_t d = 0; d < rows.head_dim; ++d) column[d * S::kRows] = q[d] * call.scale;
   }
-  return rows;
 }
 
 template <class S>
-void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
-  const Rows rows = gather_rows<S>(call, tile, kv_head, scratch);
-  float* memory = rows.q + (rows.count + S::kRows - 1) / S::kRows * S::kRows * rows.head_dim;
-  const State total(memory, rows);
-  const State state(memory + state_floats(rows.count, rows.head_dim), rows);
-  walk<S>(call, tile, kv_head, 0, rows, total);
-  for (std::int64_t split = 1; split < tile.num_splits(); ++split) {
-    walk<S>(call, tile, kv_head, split, rows, state);
-    merge(rows, split, total, state);
+Rows gather_tile(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
+  Rows rows = describe_rows(call, tile);
+  gather_rows<S>(call, kv_head, scratch, rows,
+                 [&](std::int64_t i) { return TokenPlace{tile.first_row + i, tile.first_position + i}; });
+  return rows;
+}
+
+// What gathered rows leave of scratch.
+template <class S>
+float* memory_after(const Rows& rows) {
+  return rows.q + (rows.count + S::kRows - 1) / S::kRows * S::kRows * rows.head_dim;
+}
+
+template <class S>
+void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states, float* scratch) {
+  const Rows rows = gather_tile<S>(call, tile, kv_head, scratch);
+  float* memory = memory_after<S>(rows);
+  const std::int64_t floats = state_floats(rows.count, rows.head_dim);
+  const State total(tile.num_carried > 0 ? states : memory, rows);
+  for (std::int64_t split = 0; split < tile.num_splits(); ++split) {
+    const bool carried = split * kSplit < tile.num_carried;
+    const State state = split == 0 ? total : State(carried ? states + split * floats : memory + floats, rows);
+    walk_split<S>(call, tile, kv_head, split, rows, state);
+    if (split > 0) merge(rows, split, total, state);
   }
   finish(call, tile, kv_head, rows, total);
 }
@@ -410,8 +446,8 @@ void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t k
 template <class S>
 void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
                   float* state, float* scratch) {
-  const Rows rows = gather_rows<S>(call, tile, kv_head, scratch);
-  walk<S>(call, tile, kv_head, split, rows, State(state, rows));
+  const Rows rows = gather_tile<S>(call, tile, kv_head, scratch);
+  walk_split<S>(call, tile, kv_head, split, rows, State(state, rows));
 }
 
 void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states) {
@@ -421,6 +457,35 @@ void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int
     merge(rows, split, total, State(states + split * state_floats(rows.count, rows.head_dim), rows));
   }
   finish(call, tile, kv_head, rows, total);
+}
+
+void copy(const float* from, std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+template <class S>
+void attend_shared(const AttentionCall& call, const SharedTile& tile, std::int64_t kv_head, float* scratch) {
+  const std::int64_t group = call.num_heads / call.num_kv_heads, head_dim = call.head_dim;
+  // All rows see all keys, as if they were at the position after the last.
+  Rows rows{tile.num_tokens * group, group, head_dim, tile.end, nullptr, nullptr};
+  gather_rows<S>(call, kv_head, scratch, rows,
+                 [&](std::int64_t i) { return TokenPlace{tile.tokens[i].row, tile.tokens[i].position}; });
+  const State state(memory_after<S>(rows), rows);
+  if (tile.begin % kSplit == 0) {
+    reset(rows, state);
+  } else {
+    for (std::int64_t i = 0; i < tile.num_tokens; ++i) {
+      copy(tile.tokens[i].output, group * head_dim, state.output + i * group * head_dim);
+      copy(tile.tokens[i].max, group, state.max + i * group);
+      copy(tile.tokens[i].sum, group, state.sum + i * group);
+    }
+  }
+  walk<S>(call, tile.block_table, kv_head, tile.begin, tile.end, rows, state);
+  for (std::int64_t i = 0; i < tile.num_tokens; ++i) {
+    copy(state.output + i * group * head_dim, group * head_dim, tile.tokens[i].output);
+    copy(state.max + i * group, group, tile.tokens[i].max);
+    copy(state.sum + i * group, group, tile.tokens[i].sum);
+  }
 }
 
 }  // namespace

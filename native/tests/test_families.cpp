@@ -249,7 +249,7 @@ void test_attention(const IsaFamily& family, const AttentionCase& c, Random& ran
       const AttentionTile tile{block_table.data(), first, c.first_position + first, positions};
       for (std::int64_t head = 0; head < c.num_kv_heads; ++head) {
         if (!in_splits) {
-          isa.attention->attend(call, tile, head, scratch.data());
+          isa.attention->attend(call, tile, head, nullptr, scratch.data());
           continue;
         }
         const std::int64_t state = state_floats(positions * group, c.head_dim);

@@ -115,7 +115,7 @@ void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::in
   write(k, v, num_kv_heads, head_dim, type, rope, position, slot, offset);
 }
 
-constexpr AttentionKernels kKernels{attend<Avx2>, attend_split<Avx2>, merge_splits, write_kv};
+constexpr AttentionKernels kKernels{attend<Avx2>, attend_split<Avx2>, merge_splits, attend_shared<Avx2>, write_kv};
 
 }  // namespace
 

@@ -41,9 +41,12 @@ struct Avx512 {
 };
 
 // Heads that are no whole number of vectors are left to AVX2.
-void attend_any(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
-  if (call.head_dim % Avx512::kLanes != 0) return avx2_attention_kernels().attend(call, tile, kv_head, scratch);
-  attend<Avx512>(call, tile, kv_head, scratch);
+void attend_any(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states,
+                float* scratch) {
+  if (call.head_dim % Avx512::kLanes != 0) {
+    return avx2_attention_kernels().attend(call, tile, kv_head, states, scratch);
+  }
+  attend<Avx512>(call, tile, kv_head, states, scratch);
 }
 
 void attend_any_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
@@ -54,10 +57,16 @@ void attend_any_split(const AttentionCall& call, const AttentionTile& tile, std:
   attend_split<Avx512>(call, tile, kv_head, split, state, scratch);
 }
 
+void attend_any_shared(const AttentionCall& call, const SharedTile& tile, std::int64_t kv_head, float* scratch) {
+  if (call.head_dim % Avx512::kLanes != 0) return avx2_attention_kernels().attend_shared(call, tile, kv_head, scratch);
+  attend_shared<Avx512>(call, tile, kv_head, scratch);
+}
+
 }  // namespace
 
 const AttentionKernels& avx512_attention_kernels() {
-  static const AttentionKernels kernels{attend_any, attend_any_split, merge_splits, avx2_attention_kernels().write_kv};
+  static const AttentionKernels kernels{attend_any, attend_any_split, merge_splits, attend_any_shared,
+                                        avx2_attention_kernels().write_kv};
   return kernels;
 }
 

@@ -40,31 +40,42 @@ Rows describe_rows(const AttentionCall& call, const AttentionTile& tile) {
   return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr, nullptr, nullptr};
 }
 
-Rows gather_rows(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
-  Rows rows = describe_rows(call, tile);
+struct TokenPlace {
+  std::int64_t row, position;
+};
+
+// Rotated and scaled queries of token(0), token(1), … in scratch.
+template <class Token>
+void gather_rows(const AttentionCall& call, std::int64_t kv_head, float* scratch, Rows& rows, Token&& token) {
   rows.k = scratch;
   rows.v = rows.k + kPartition * rows.head_dim;
   rows.q = rows.v + kPartition * rows.head_dim;
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    const float* q =
-        call.q + (tile.first_row + r / rows.group) * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
+    const TokenPlace place = token(r / rows.group);
+    const float* q = call.q + place.row * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
     float* row = rows.q + r * rows.head_dim;
     if (call.rope != nullptr) {
-      rotate_head(q, call.rope->row(rows.position(r)), call.rope->rotary_dim, call.rope->style, rows.head_dim, row);
+      rotate_head(q, call.rope->row(place.position), call.rope->rotary_dim, call.rope->style, rows.head_dim, row);
       q = row;
     }
     for (std::int64_t d = 0; d < rows.head_dim; ++d) row[d] = q[d] * call.scale;
   }
+}
+
+Rows gather_tile(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
+  Rows rows = describe_rows(call, tile);
+  gather_rows(call, kv_head, scratch, rows,
+              [&](std::int64_t i) { return TokenPlace{tile.first_row + i, tile.first_position + i}; });
   return rows;
 }
 
 // K and V of `keys` keys from position `base` on. V rows beyond them are not touched; K's are, but nobody reads them.
 template <class Element>
-void read_partition(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t base,
+void read_partition(const AttentionCall& call, const std::int32_t* block_table, std::int64_t kv_head, std::int64_t base,
                     std::int64_t keys, const Rows& rows, Scales& scales) {
   const std::int64_t part = kBlockSize * rows.head_dim;
   for (std::int64_t t = 0; t < keys; t += kBlockSize) {
-    const std::uint8_t* block = call.kv + tile.block_table[(base + t) / kBlockSize] * call.block_bytes;
+    const std::uint8_t* block = call.kv + block_table[(base + t) / kBlockSize] * call.block_bytes;
     const auto* k = reinterpret_cast<const Element*>(block + kv_head * kv_head_bytes(call.kv_type, rows.head_dim));
     const Element* v = k + part;
     const auto* given = reinterpret_cast<const float*>(v + part);
@@ -113,25 +124,40 @@ void attend_partition(const Rows& rows, const Scales& scales, const State& state
   }
 }
 
-// One split of a tile into a state.
-void walk(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
-          const Rows& rows, const State& state) {
+void reset(const Rows& rows, const State& state) {
   for (std::int64_t i = 0; i < rows.count * rows.head_dim; ++i) state.output[i] = 0.0f;
   for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
-  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
-  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
-  for (std::int64_t base = split * kSplit; base < end; base += kPartition) {
+}
+
+// Brings a state forward by keys begin … end-1; begin is a partition's.
+void walk(const AttentionCall& call, const std::int32_t* block_table, std::int64_t kv_head, std::int64_t begin,
+          std::int64_t end, const Rows& rows, const State& state) {
+  for (std::int64_t base = begin; base < end; base += kPartition) {
     const std::int64_t keys = end - base < kPartition ? end - base : kPartition;
     const auto read = call.kv_type == KvType::F32   ? read_partition<float>
                       : call.kv_type == KvType::F16 ? read_partition<std::uint16_t>
                                                     : read_partition<std::int8_t>;
     Scales scales;
-    read(call, tile, kv_head, base, keys, rows, scales);
+    read(call, block_table, kv_head, base, keys, rows, scales);
     for (std::int64_t r = 0; r < rows.count; ++r) {
       const std::int64_t seen = rows.position(r) + 1 - base;
       if (seen > 0) attend_partition(rows, scales, state, r, seen < keys ? seen : keys);
     }
   }
+}
+
+// One split of a tile into a state, which holds the tile's carried keys of that split.
+void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
+                const Rows& rows, const State& state) {
+  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
+  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
+  std::int64_t begin = split * kSplit;
+  if (begin < tile.num_carried) {
+    begin = tile.num_carried;
+  } else {
+    reset(rows, state);
+  }
+  walk(call, tile.block_table, kv_head, begin, end, rows, state);
 }
 
 // Adds a later split's state to the states of the rows that see it.
@@ -158,23 +184,24 @@ void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t k
   }
 }
 
-void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* scratch) {
-  const Rows rows = gather_rows(call, tile, kv_head, scratch);
+void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states, float* scratch) {
+  const Rows rows = gather_tile(call, tile, kv_head, scratch);
   float* memory = rows.q + rows.count * rows.head_dim;
-  const State total(memory, rows);
-  const State state(memory + state_floats(rows.count, rows.head_dim), rows);
-  walk(call, tile, kv_head, 0, rows, total);
-  for (std::int64_t split = 1; split < tile.num_splits(); ++split) {
-    walk(call, tile, kv_head, split, rows, state);
-    merge(rows, split, total, state);
+  const std::int64_t floats = state_floats(rows.count, rows.head_dim);
+  const State total(tile.num_carried > 0 ? states : memory, rows);
+  for (std::int64_t split = 0; split < tile.num_splits(); ++split) {
+    const bool carried = split * kSplit < tile.num_carried;
+    const State state = split == 0 ? total : State(carried ? states + split * floats : memory + floats, rows);
+    walk_split(call, tile, kv_head, split, rows, state);
+    if (split > 0) merge(rows, split, total, state);
   }
   finish(call, tile, kv_head, rows, total);
 }
 
 void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
                   float* state, float* scratch) {
-  const Rows rows = gather_rows(call, tile, kv_head, scratch);
-  walk(call, tile, kv_head, split, rows, State(state, rows));
+  const Rows rows = gather_tile(call, tile, kv_head, scratch);
+  walk_split(call, tile, kv_head, split, rows, State(state, rows));
 }
 
 void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states) {
@@ -184,6 +211,34 @@ void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int
     merge(rows, split, total, State(states + split * state_floats(rows.count, rows.head_dim), rows));
   }
   finish(call, tile, kv_head, rows, total);
+}
+
+void copy(const float* from, std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+void attend_shared(const AttentionCall& call, const SharedTile& tile, std::int64_t kv_head, float* scratch) {
+  const std::int64_t group = call.num_heads / call.num_kv_heads, head_dim = call.head_dim;
+  // All rows see all keys, as if they were at the position after the last.
+  Rows rows{tile.num_tokens * group, group, head_dim, tile.end, nullptr, nullptr, nullptr};
+  gather_rows(call, kv_head, scratch, rows,
+              [&](std::int64_t i) { return TokenPlace{tile.tokens[i].row, tile.tokens[i].position}; });
+  const State state(rows.q + rows.count * head_dim, rows);
+  if (tile.begin % kSplit == 0) {
+    reset(rows, state);
+  } else {
+    for (std::int64_t i = 0; i < tile.num_tokens; ++i) {
+      copy(tile.tokens[i].output, group * head_dim, state.output + i * group * head_dim);
+      copy(tile.tokens[i].max, group, state.max + i * group);
+      copy(tile.tokens[i].sum, group, state.sum + i * group);
+    }
+  }
+  walk(call, tile.block_table, kv_head, tile.begin, tile.end, rows, state);
+  for (std::int64_t i = 0; i < tile.num_tokens; ++i) {
+    copy(state.output + i * group * head_dim, group * head_dim, tile.tokens[i].output);
+    copy(state.max + i * group, group, tile.tokens[i].max);
+    copy(state.sum + i * group, group, tile.tokens[i].sum);
+  }
 }
 
 void store(float x, float* out) { *out = x; }
@@ -253,7 +308,7 @@ void write_kv(const float* k, const float* v, std::int64_t num_kv_heads, std::in
 
 const AttentionKernels& scalar_attention_kernels() {
   using namespace scalar;
-  static constexpr AttentionKernels kernels{attend, attend_split, merge_splits, write_kv};
+  static constexpr AttentionKernels kernels{attend, attend_split, merge_splits, attend_shared, write_kv};
   return kernels;
 }
 

@@ -203,6 +203,10 @@ class NativeExecutable(Executable):
         """Costs two looks at the clock for each instruction."""
         self._native.set_profiling(enabled)
 
+    def set_prefix_sharing(self, enabled: bool) -> None:
+        """Off: attention reads blocks that sequences share once for each of them. The same logits, to compare with."""
+        self._native.set_prefix_sharing(enabled)
+
     def profile(self) -> dict[str, float]:
         """Seconds spent per kind of instruction, and in choosing tokens."""
         seconds: dict[str, float] = self._native.profile()
