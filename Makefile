@@ -4,6 +4,7 @@
 #   make test             everything the tests need, then linters, types and tests
 #   make test-reference   the same model beside transformers and PyTorch
 #   make bench-peers      Octavo beside other engines on this machine (BENCH_ARGS="--rows decode --readme")
+#   make bench-kernels    every kernel beside what this machine allows
 #   make format           ruff and clang-format
 #   make clean            everything that make made
 #
@@ -27,11 +28,11 @@ DEV  := $(VENV)/.installed-dev
 USER := $(VENV)/.installed
 INSTALLED := $(if $(wildcard $(DEV)),$(DEV),$(USER))
 
-.PHONY: help install serve test lint test-reference bench-peers-setup bench-peers bench-peers-smoke format clean
+.PHONY: help install serve test lint test-reference bench-peers-setup bench-peers bench-peers-smoke bench-kernels format clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,8s/^#   //p' Makefile
+	@sed -n '3,9s/^#   //p' Makefile
 
 install: $(INSTALLED)
 
@@ -76,6 +77,9 @@ bench-peers: $(DEV)
 
 bench-peers-smoke: $(DEV)
 	OCTAVO_PEERS_SMOKE=1 $(VENV)/bin/python -m benchmarks.peers.run --reps 1 --extra-reps 0 --patience 0 $(BENCH_ARGS)
+
+bench-kernels: $(DEV)
+	$(VENV)/bin/python -m benchmarks.kernels.run $(BENCH_ARGS)
 
 format: $(DEV)
 	$(VENV)/bin/ruff check --fix --quiet .

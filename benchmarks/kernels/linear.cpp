@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "kernels/kernels.hpp"
+#include "limits.hpp"
 
 using namespace octavo;
 
@@ -236,72 +237,12 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
   std::free(rows.x), std::free(rows.q), std::free(rows.scale), std::free(rows.sum), std::free(rows.out);
 }
 
-__attribute__((target("avx2"))) void read_all(const std::uint8_t* p, std::size_t bytes) {
-  __m256i sum[4] = {};
-  for (std::size_t i = 0; i < bytes; i += 128) {
-    for (int j = 0; j < 4; ++j) {
-      sum[j] = _mm256_add_epi64(
-          sum[j], _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i + 32 * static_cast<std::size_t>(j))));
-    }
-    _mm_prefetch(reinterpret_cast<const char*>(p + i + 2048), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(p + i + 2048 + 64), _MM_HINT_T0);
-  }
-  for (auto& s : sum) asm volatile("" : "+x"(s));
-}
-
-constexpr int kLimitLoops = 200000;
-
-__attribute__((target("avx2,fma"))) void multiply_floats() {
-  __m256 acc[10] = {}, x = _mm256_set1_ps(0.5f);
-  for (int i = 0; i < kLimitLoops; ++i) {
-    for (auto& a : acc) asm volatile("vfmadd231ps %1, %1, %0" : "+x"(a) : "x"(x));
-  }
-}
-
-// The least a u4 * s8 product needs of AVX2: maddubs and a 16-bit add for 32 products.
-__attribute__((target("avx2"))) void multiply_nibbles() {
-  __m256i acc[10] = {}, x = _mm256_set1_epi8(3);
-  for (int i = 0; i < kLimitLoops; ++i) {
-    for (auto& a : acc) {
-      __m256i product;
-      asm volatile("vpmaddubsw %1, %1, %0" : "=x"(product) : "x"(x));
-      asm volatile("vpaddw %1, %0, %0" : "+x"(a) : "x"(product));
-    }
-  }
-}
-
-// And a s8 * s8 product: sign, maddubs, madd, add.
-__attribute__((target("avx2"))) void multiply_bytes() {
-  __m256i acc[10] = {}, x = _mm256_set1_epi8(3);
-  for (int i = 0; i < kLimitLoops; ++i) {
-    for (auto& a : acc) {
-      __m256i product;
-      asm volatile("vpsignb %1, %1, %0\n\tvpmaddubsw %0, %1, %0\n\tvpmaddwd %1, %0, %0" : "=&x"(product) : "x"(x));
-      asm volatile("vpaddd %1, %0, %0" : "+x"(a) : "x"(product));
-    }
-  }
-}
-
-void print_limits(Team& team) {
-  const auto least = [&](const std::function<void(int)>& work) {
-    double best = 1e9;
-    for (int i = 0; i < 15; ++i) {
-      const double begin = now_s();
-      team.run(work);
-      best = std::min(best, now_s() - begin);
-    }
-    return best;
-  };
-  constexpr std::size_t kBytes = 256 << 20;
-  auto* data = allocate<std::uint8_t>(kBytes + 4096);
-  const std::size_t share = kBytes / static_cast<std::size_t>(team.size()) / 128 * 128;
-  const double read = least([&](int t) { read_all(data + static_cast<std::size_t>(t) * share, share); });
-  std::free(data);
-  const double size = team.size(), loops = 10.0 * kLimitLoops * size * 1e-9;
-  std::printf("%d threads; limits: %.1f GB/s read; AVX2: %.0f GFLOPS float, %.0f GOPS int8, %.0f GOPS int4\n",
-              team.size(), static_cast<double>(share) * size / read / 1e9,
-              loops * 16 / least([](int) { multiply_floats(); }), loops * 64 / least([](int) { multiply_bytes(); }),
-              loops * 64 / least([](int) { multiply_nibbles(); }));
+void print_limits(int threads) {
+  const limits::Limits found = limits::measure(threads);
+  std::printf(
+      "%d threads; limits: %.1f GB/s read, %.0f GFLOPS float, %.0f GOPS int8; AVX2: %.0f, %.0f, and %.0f int4\n",
+      threads, found.read_gb_s, found.float_gflops, found.int8_gops, found.avx2_float_gflops, found.avx2_int8_gops,
+      found.avx2_int4_gops);
 }
 
 }  // namespace
@@ -345,7 +286,7 @@ int main(int argc, char** argv) {
   if (threads == 1) clock_id = CLOCK_THREAD_CPUTIME_ID;
   Team team(threads);
   std::printf("%s, ", isa.c_str());
-  print_limits(team);
+  print_limits(team.size());
   for (const FormatName& format : kFormats) {
     if (only.empty() || only == format.name) time_format(team, *kernels, format, row_counts, seconds, padding);
   }

@@ -7,29 +7,11 @@ reaches it.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import workload
-
-SOURCE = Path(__file__).parents[1] / "kernels" / "limits.cpp"
-
-
-def measure(build_dir: Path, threads: int) -> dict[str, float]:
-    """``read_gb_s``, ``float_gflops``, ``int8_gops`` of that many threads. Raises ``OSError`` or ``CalledProcessError``."""
-    compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "c++")
-    build_dir.mkdir(parents=True, exist_ok=True)
-    program = build_dir / "limits"
-    flags = ["-O2", "-std=c++20", "-pthread"]
-    subprocess.run([compiler, *flags, str(SOURCE), "-o", str(program)], check=True, capture_output=True, text=True)
-    done = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True)
-    figures: dict[str, float] = json.loads(done.stdout)
-    return figures
 
 
 @dataclass(frozen=True)
