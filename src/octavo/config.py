@@ -16,6 +16,7 @@ BackendName = Literal["native", "reference"]
 Quantization = Literal["int8", "int4"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+MAX_DRAFT_TOKENS = 32
 BLOCK_SIZE = 16
 """Tokens a KV block holds. The block layout and the attention kernels are built for this one size."""
 
@@ -59,6 +60,8 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     max_step_ms: float = 100.0
     enable_prefix_caching: bool = True
+    prompt_lookup_tokens: int = 0
+    """Tokens drafted at most in a step from what a sequence holds already: the same output, sooner where it repeats its prompt."""
     num_threads: int | None = None
     seed: int | None = None
     served_model_name: str | None = None
@@ -70,9 +73,17 @@ class EngineConfig:
     """Keep packed weights in the user's cache directory, so that the next start maps or reads them instead of packing."""
 
     def __post_init__(self) -> None:
-        for name in ("kv_cache_memory_bytes", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_threads", "seed"):
+        for name in (
+            "kv_cache_memory_bytes",
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "num_threads",
+            "seed",
+            "prompt_lookup_tokens",
+        ):
             value = getattr(self, name)
-            optional = value is None and not name.startswith("max_num")
+            optional = value is None and not name.startswith(("max_num", "prompt_lookup"))
             _require(optional or (isinstance(value, int) and not isinstance(value, bool)), name, value, "must be an integer")
         for name in ("memory_fraction", "max_step_ms"):
             value = getattr(self, name)
@@ -105,6 +116,12 @@ class EngineConfig:
             f"must be at least max_num_seqs ({self.max_num_seqs}), a token for each",
         )
         _require(self.max_step_ms > 0, "max_step_ms", self.max_step_ms, "must be a positive number of milliseconds")
+        _require(
+            0 <= self.prompt_lookup_tokens <= MAX_DRAFT_TOKENS,
+            "prompt_lookup_tokens",
+            self.prompt_lookup_tokens,
+            f"must be between 0 (off) and {MAX_DRAFT_TOKENS}",
+        )
         if self.num_threads is not None:
             _require(1 <= self.num_threads <= 256, "num_threads", self.num_threads, "must be between 1 and 256")
 

@@ -4,6 +4,7 @@ whole or in chunks, from cache or computed, after preemption and fork, on any nu
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -18,7 +19,7 @@ from octavo.config import EngineConfig, KVDType
 from octavo.decoding import SamplingParams
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.loader import LoadedModel
-from octavo.engine.model_runner import ChosenToken, ModelRunner
+from octavo.engine.model_runner import ChosenToken, Drafts, ModelRunner
 from octavo.engine.sequence import Sequence
 from octavo.kv import scope_hash
 from octavo.models import build_program
@@ -37,11 +38,19 @@ class RecordingRunner(ModelRunner):
         super().__init__(engine.model.executable)
         self.logits: dict[Key, bytes] = {}
 
-    def choose(self, sequences: list[Sequence], logits: Float32Array) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+    def choose(
+        self, sequences: list[Sequence], logits: Float32Array, drafts: Drafts
+    ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+        chosen, errors = super().choose(sequences, logits, drafts)
+        num_rows: Counter[Sequence] = Counter()
         for sequence, row in zip(sequences, logits, strict=True):
-            key = (sequence.request.request_id, sequence.branch, sequence.num_tokens)
+            ahead = num_rows[sequence]
+            num_rows[sequence] += 1
+            if sequence in drafts and ahead >= len(chosen[sequence]):
+                continue  # behind a token that was not chosen
+            key = (sequence.request.request_id, sequence.branch, sequence.num_tokens + ahead)
             assert self.logits.setdefault(key, row.tobytes()) == row.tobytes()
-        return super().choose(sequences, logits)
+        return chosen, errors
 
 
 def make_engine(
@@ -54,7 +63,8 @@ def make_engine(
     **config: Any,
 ) -> LLMEngine:
     options = {"max_num_seqs": 16, "max_num_batched_tokens": 256, "max_step_ms": 1e9, **config}
-    limits = CompileOptions(16, kv_dtype, options["max_num_batched_tokens"], options["max_num_seqs"], program.max_model_len, num_threads)
+    num_rows = options["max_num_seqs"] + 12
+    limits = CompileOptions(16, kv_dtype, options["max_num_batched_tokens"], num_rows, program.max_model_len, num_threads)
     executable = get_backend("native").compile(program, tensors, limits)
     executable.allocate_kv(num_blocks, fill_nan=True)
     tokenizer = cast(Any, SimpleNamespace(eos_token_ids=frozenset(), token_bytes=lambda i: b""))
@@ -130,9 +140,17 @@ def job(draw: st.DrawFn) -> Job:
     extra_budget=st.sampled_from([0, 1, 7, 16, 100, 248]),
     num_threads=st.sampled_from([1, 2, 3]),
     caching=st.booleans(),
+    prompt_lookup_tokens=st.sampled_from([0, 5]),
 )
 def test_logits_are_the_same_bits_alone_and_in_any_crowd(
-    kv_dtype: KVDType, jobs: list[Job], num_blocks: int, max_num_seqs: int, extra_budget: int, num_threads: int, caching: bool
+    kv_dtype: KVDType,
+    jobs: list[Job],
+    num_blocks: int,
+    max_num_seqs: int,
+    extra_budget: int,
+    num_threads: int,
+    caching: bool,
+    prompt_lookup_tokens: int,
 ) -> None:
     program, tensors = LITTLE.build()
     engine = make_engine(
@@ -144,6 +162,7 @@ def test_logits_are_the_same_bits_alone_and_in_any_crowd(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + extra_budget,
         enable_prefix_caching=caching,
+        prompt_lookup_tokens=prompt_lookup_tokens,
     )
     alone = make_engine(program, tensors, kv_dtype=kv_dtype, enable_prefix_caching=False)
     check(engine, jobs, alone)

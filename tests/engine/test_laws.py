@@ -39,6 +39,7 @@ def jobs(draw: st.DrawFn) -> Job:
         min_tokens=draw(st.integers(0, max_tokens)),
         logprobs=draw(st.sampled_from([None, 2])),
         ignore_eos=draw(st.booleans()),
+        allowed_token_ids=draw(st.sampled_from([None, None, [1, 2]])),
         detokenize=False,
         output_kind=draw(st.sampled_from([RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE])),
     )
@@ -89,9 +90,10 @@ def alone(job: Job) -> dict[int, tuple[list[int], list[float], str | None]]:
     extra_budget=st.sampled_from([0, 1, 15, 16, 17, 64, 200]),
     caching=st.booleans(),
     max_step_ms=st.sampled_from([1e9, 1e-3]),
+    prompt_lookup_tokens=st.sampled_from([0, 1, 6]),
 )
 def test_a_request_gives_the_same_alone_and_in_any_crowd(
-    work: list[Job], num_blocks: int, max_num_seqs: int, extra_budget: int, caching: bool, max_step_ms: float
+    work: list[Job], num_blocks: int, max_num_seqs: int, extra_budget: int, caching: bool, max_step_ms: float, prompt_lookup_tokens: int
 ) -> None:
     engine = toy_engine(
         num_blocks,
@@ -99,6 +101,7 @@ def test_a_request_gives_the_same_alone_and_in_any_crowd(
         max_num_batched_tokens=max_num_seqs + extra_budget,
         enable_prefix_caching=caching,
         max_step_ms=max_step_ms,
+        prompt_lookup_tokens=prompt_lookup_tokens,
     )
     results = run(engine, work)
     for number, job in enumerate(work):

@@ -29,7 +29,7 @@ def step(scheduler: Scheduler) -> SchedulerOutput:
     """One step in which every sequence that reaches its end gets a new token."""
     output = scheduler.schedule()
     chooses = [e.sequence for e in output.scheduled if e.chooses]
-    scheduler.update(output)
+    scheduler.update(output, {})
     for s in chooses:
         s.append(1000 + s.num_tokens)
     scheduler.check_integrity()

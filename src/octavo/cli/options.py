@@ -29,6 +29,7 @@ ENGINE_HELP: dict[str, str] = {
     "max_num_seqs": "Most sequences that run at once; more wait in a queue.",
     "max_num_batched_tokens": "Most tokens computed in one step; longer prompts are computed in chunks.",
     "max_step_ms": "Longest step, in milliseconds, while other sequences are being generated.",
+    "prompt_lookup_tokens": "Draft up to so many tokens a step from the text itself: the same output, sooner where it repeats its prompt.",
     "enable_prefix_caching": "Reuse the KV blocks of prompts that begin alike; on by default.",
     "num_threads": "Threads that compute.",
     "seed": "Seed of the requests that bring none.",

@@ -4,6 +4,7 @@ from octavo.decoding.beam_search import MAX_BEAM_WIDTH, Beam, BeamSearch, BeamSe
 from octavo.decoding.counts import TokenCounts
 from octavo.decoding.edits import LogitEdits, LogitRules
 from octavo.decoding.params import MAX_LOGPROBS, MAX_N, LogitsProcessor, RequestOutputKind, SamplingParams
+from octavo.decoding.prompt_lookup import PromptLookup
 from octavo.decoding.stop import StopStringMatcher
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LogitEdits",
     "LogitRules",
     "LogitsProcessor",
+    "PromptLookup",
     "RequestOutputKind",
     "SamplingParams",
     "StopStringMatcher",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MAX_DRAFT_TOKENS = 32
+from octavo.config import MAX_DRAFT_TOKENS
 
 
 class PromptLookup:

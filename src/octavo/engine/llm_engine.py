@@ -13,7 +13,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import Any, TypedDict
 
 from octavo.config import EngineConfig
-from octavo.decoding import BeamSearchParams, LogitRules, SamplingParams
+from octavo.decoding import BeamSearchParams, LogitRules, PromptLookup, SamplingParams
 from octavo.engine.beams import RunningBeams
 from octavo.engine.loader import LoadedModel, load_model
 from octavo.engine.metrics import EngineMetrics
@@ -117,6 +117,8 @@ class LLMEngine:
         )
         state = RequestState(request, self.tokenizer, self.eos_token_ids)
         sequence = state.sequences[0] = Sequence(request, 0, self.model.root, self.scheduler.kv.block_size)
+        if self.config.prompt_lookup_tokens and beam is None and not params.penalizes and not params.logits_processors:
+            sequence.lookup = PromptLookup(self.config.prompt_lookup_tokens)
         if beam is not None:
             state.beams = RunningBeams(request, sequence, self.tokenizer, self.eos_token_ids)
         self.scheduler.add(sequence)
@@ -144,7 +146,7 @@ class LLMEngine:
         for sequence, error in result.errors.items():
             touched[sequence.request.request_id] = self._fail(sequence, error)
         self._note_first_scheduled(output, began_s)
-        self.scheduler.update(output)
+        self.scheduler.update(output, self._judge_drafts(output, result))
         for sequence in output.preempted:
             if (beams := self._states[sequence.request.request_id].beams) is not None:
                 beams.drop()
@@ -189,7 +191,7 @@ class LLMEngine:
     # -- how ------------------------------------------------------------------------------------------------
 
     def _take_tokens(self, state: RequestState, sequence: Sequence, tokens: list[ChosenToken], now_s: float) -> None:
-        """Forks the sequence if several tokens were chosen for it, and appends one to each branch."""
+        """Forks the sequence if tokens of several branches were chosen for it, and appends to each branch its own."""
         if sequence.request.metrics.first_token_s is None:
             sequence.request.metrics.first_token_s = now_s
             self.metrics.time_to_first_token.observe(now_s - sequence.request.metrics.arrival_s)
@@ -197,9 +199,12 @@ class LLMEngine:
             self._grow_beams(state, state.beams, sequence, tokens[0], now_s)
             return
         for token in tokens[1:]:
-            state.sequences[token.branch] = self.scheduler.fork(sequence, token.branch)
+            if token.branch != sequence.branch:
+                state.sequences[token.branch] = self.scheduler.fork(sequence, token.branch)
         for token in tokens:
-            branch = state.sequences[token.branch]
+            branch = state.sequences.get(token.branch)
+            if branch is None:
+                break  # it ended with a token before this one of its draft
             branch.append(token.token_id)
             if (last_s := self._last_token_s.get(branch)) is not None:
                 self.metrics.inter_token_latency.observe(now_s - last_s)
@@ -208,7 +213,7 @@ class LLMEngine:
             if reason is not None:
                 self.scheduler.finish(branch, reason)
                 self._forget(state, branch)
-        self.metrics.generation_tokens.inc(len(tokens))
+            self.metrics.generation_tokens.inc()
 
     def _grow_beams(self, state: RequestState, beams: RunningBeams, sequence: Sequence, token: ChosenToken, now_s: float) -> None:
         """Once every beam of a search has its candidates, the search takes a step; its last step ends the request."""
@@ -271,10 +276,21 @@ class LLMEngine:
                 self.metrics.prompt_tokens.inc(len(request.prompt_token_ids))
                 self.metrics.cached_prompt_tokens.inc(request.num_cached_tokens)
 
+    def _judge_drafts(self, output: SchedulerOutput, result: StepResult) -> dict[Sequence, int]:
+        """How many of its drafted tokens each sequence chose itself."""
+        num_accepted: dict[Sequence, int] = {}
+        for entry in output.scheduled:
+            if entry.draft and entry.sequence.lookup is not None:
+                accepted = num_accepted[entry.sequence] = max(0, len(result.chosen.get(entry.sequence, ())) - 1)
+                entry.sequence.lookup.observe(len(entry.draft), accepted)
+                self.metrics.draft_tokens.inc(len(entry.draft))
+                self.metrics.accepted_draft_tokens.inc(accepted)
+        return num_accepted
+
     def _observe(self, output: SchedulerOutput, began_s: float, now_s: float) -> None:
         if not output.scheduled:
             return
-        decodes = sum(entry.num_scheduled_tokens == 1 for entry in output.scheduled)
+        decodes = sum(entry.num_scheduled_tokens - len(entry.draft) == 1 for entry in output.scheduled)
         num_tokens = output.num_tokens
         self.scheduler.step_time.observe(1e3 * (now_s - began_s), num_tokens - decodes, decodes)
         self.metrics.steps.inc()

@@ -56,6 +56,8 @@ class EngineMetrics:
         self.cached_prompt_tokens = counter("cached_prompt_tokens", "Prompt tokens whose KV came from the prefix cache")
         self.generation_tokens = counter("generation_tokens", "Tokens generated")
         self.requests_finished = counter("requests_finished", "Requests that have ended, by their gravest reason", ("reason",))
+        self.draft_tokens = counter("draft_tokens", "Tokens that prompt lookup drafted")
+        self.accepted_draft_tokens = counter("accepted_draft_tokens", "Drafted tokens that were chosen")
         self.steps = counter("steps", "Steps run")
         self.step_seconds = counter("step_seconds", "Time spent in steps")
         self.computed_tokens = counter("computed_tokens", "Tokens whose KV was computed")

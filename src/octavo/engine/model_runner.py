@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +41,15 @@ class ChosenToken:
     top: list[tuple[int, float]]
 
 
+Drafts = Mapping[Sequence, tuple[int, ...]]
+"""The drafted tokens of the sequences that have any."""
+
+
 @dataclass(slots=True)
 class StepResult:
     """Per sequence that reached its last token: one chosen token per branch (n at a prompt's end), or what went wrong.
+
+    A sequence with a draft has as many tokens as its draft held, and one more.
 
     ``scored``: log-probabilities of prompt tokens, where they were asked for.
     """
@@ -55,6 +61,13 @@ class StepResult:
 
 def _flat(parts: Iterable[Iterable[int]], dtype: Any) -> npt.NDArray[Any]:
     return np.fromiter((x for part in parts for x in part), dtype)
+
+
+def _counted_up(counts: Int32Array) -> Int32Array:
+    """0 … count - 1 for each of ``counts``, one after the other."""
+    ends: Int32Array = np.cumsum(counts, dtype=np.int32)
+    up: Int32Array = np.arange(ends[-1] if len(ends) else 0, dtype=np.int32) - np.repeat(ends - counts, counts)
+    return up
 
 
 class _Entries:
@@ -115,7 +128,8 @@ class ModelRunner:
     def _run(self, entries: list[ScheduledSequence]) -> StepResult:
         step = self.step_input(entries)
         logits = self.executable.run(step)
-        choosing = [entry.sequence for entry in entries if entry.chooses]
+        choosing = [entry.sequence for entry in entries for _ in range(entry.num_choices)]
+        drafts = {entry.sequence: entry.draft for entry in entries if entry.draft}
         result = StepResult({}, {})
         if len(step.logits_rows) > len(choosing):
             scoring, rows = split_rows(entries)
@@ -126,22 +140,27 @@ class ModelRunner:
                     result.scored[entry.sequence] = scores
             logits = logits[rows]
         if choosing:
-            result.chosen, errors = self.choose(choosing, logits)
+            result.chosen, errors = self.choose(choosing, logits, drafts)
             result.errors |= errors
         return result
 
-    def choose(self, sequences: list[Sequence], logits: Float32Array) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
-        """The next tokens of ``sequences``, whose logits are the rows of ``logits``, and what went wrong with some."""
+    def choose(
+        self, sequences: list[Sequence], logits: Float32Array, drafts: Drafts
+    ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+        """The next tokens of ``sequences``, whose logits are the rows of ``logits``, and what went wrong with some.
+
+        A sequence with a draft has a row for the position after each drafted token, too.
+        """
         rows = None
         faults: dict[Sequence, str] = {}
         if any(sequence.request.params.logits_processors for sequence in sequences):
             logits, rows, faults = process_logits(sequences, logits)
-        owners, batch = self.choice_batch(sequences, rows)
-        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch)) if owners else ({}, {})
+        owners, batch = self.choice_batch(sequences, drafts, rows)
+        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch), drafts) if owners else ({}, {})
         beams = [(sequence, row) for row, sequence in enumerate(sequences) if sequence.group is not None]
         if beams:
             batch = self.beam_batch(beams)
-            of_beams, errors_of_beams = self._collect([(s, s.branch) for s, _ in beams], batch, self.executable.choose(logits, batch))
+            of_beams, errors_of_beams = self._collect([(s, s.branch) for s, _ in beams], batch, self.executable.choose(logits, batch), {})
             chosen.update(of_beams)
             errors.update(errors_of_beams)
         return {sequence: tokens for sequence, tokens in chosen.items() if sequence not in faults}, errors | faults
@@ -159,12 +178,12 @@ class ModelRunner:
             positions = seq_lens - 1
             sequence_of_row = np.arange(len(entries))
         else:
-            token_ids = _flat((e.sequence.token_ids[e.start : e.end] for e in entries), np.int32)
+            token_ids = _flat((e.token_ids for e in entries), np.int32)
             positions = _flat((range(e.start, e.end) for e in entries), np.int32)
             sequence_of_row = np.repeat(np.arange(len(entries)), counts)
         blocks = block_tables[sequence_of_row, positions // self._block_size].astype(np.int64)
-        choosing = np.fromiter((e.chooses for e in entries), np.bool_, len(entries))
-        logits_rows = query_start_loc[1:][choosing] - 1
+        num_choices = np.fromiter((e.num_choices for e in entries), np.int32, len(entries))
+        logits_rows = np.repeat(query_start_loc[1:] - num_choices, num_choices) + _counted_up(num_choices)
         if scored := [row + i - e.start for e, row in zip(entries, query_start_loc.tolist(), strict=False) for i in e.score_rows]:
             logits_rows = np.sort(np.concatenate([logits_rows, np.array(scored, np.int32)]))
         return StepInput(
@@ -178,20 +197,25 @@ class ModelRunner:
         )
 
     def choice_batch(
-        self, sequences: list[Sequence], drawn_rows: list[int] | None = None
+        self, sequences: list[Sequence], drafts: Drafts, drawn_rows: list[int] | None = None
     ) -> tuple[list[tuple[Sequence, int]], ChoiceBatch]:
-        """One choice per sequence, or one per branch at the end of a prompt that is to be continued n times.
+        """One choice per row of a sequence, or one per branch at the end of a prompt that is to be continued n times.
 
         ``drawn_rows``: the rows of logits that they draw from, where these are not the model's own.
         """
         owners: list[tuple[Sequence, int]] = []
         rows: list[int] = []
+        positions: list[int] = []
         edits, counted, allowed = _Entries(), _Entries(), _Entries()
         for row, sequence in enumerate(sequences):
             if sequence.group is not None:
                 continue
             rules = sequence.request.rules
-            edit = None if rules is None else rules.edits(sequence.token_ids, sequence.num_prompt_tokens)
+            ahead = 0  # drafted tokens before the position
+            if sequence in drafts and owners and owners[-1][0] is sequence:
+                ahead = positions[-1] - sequence.num_tokens + 1
+            before = [*sequence.token_ids, *drafts[sequence][:ahead]] if ahead and rules is not None else sequence.token_ids
+            edit = None if rules is None else rules.edits(before, sequence.num_prompt_tokens)
             first = sequence.num_output_tokens == 0 and sequence.branch == 0
             for branch in range(sequence.request.params.num_branches) if first else (sequence.branch,):
                 if edit is not None:
@@ -202,6 +226,7 @@ class ModelRunner:
                     allowed.add(len(owners), rules.allowed)
                 owners.append((sequence, branch))
                 rows.append(row)
+                positions.append(sequence.num_tokens + ahead)
         params = [sequence.request.params for sequence, _ in owners]
         more: dict[str, Any] = {}
         if drawn_rows is not None:
@@ -224,7 +249,7 @@ class ModelRunner:
             min_p=np.array([p.min_p for p in params], np.float32),
             seed=np.array([sequence.request.seed for sequence, _ in owners], np.uint64),
             branch=np.array([branch for _, branch in owners], np.uint32),
-            position=np.array([sequence.num_tokens for sequence, _ in owners], np.uint32),
+            position=np.array(positions, np.uint32),
             num_logprobs=np.array([(0 if p.ranks_branches else -1) if p.logprobs is None else p.logprobs for p in params], np.int32),
         )
 
@@ -246,14 +271,20 @@ class ModelRunner:
         )
 
     def _collect(
-        self, owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices
+        self, owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices, drafts: Drafts
     ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
+        """Of a sequence with a draft, the tokens up to the first that is not the drafted one; a fault behind a token waits for its turn."""
         chosen: dict[Sequence, list[ChosenToken]] = {}
         errors: dict[Sequence, str] = {}
         wants = batch.num_logprobs.tolist()
         vocab_size = self.executable.program.vocab_size
+        positions = batch.position.tolist()
         token_ids, logprobs, ranks = choices.token_ids.tolist(), choices.logprobs.tolist(), choices.ranks.tolist()
         for i, (sequence, branch) in enumerate(owners):
+            if sequence in drafts and (so_far := chosen.get(sequence)):
+                follows = i > 0 and owners[i - 1][0] is sequence and positions[i] == sequence.num_tokens + len(so_far)
+                if not follows or so_far[-1].token_id != drafts[sequence][len(so_far) - 1] or token_ids[i] < 0:
+                    continue
             if token_ids[i] < 0:
                 errors[sequence] = NOT_NUMBERS
                 chosen.pop(sequence, None)

@@ -86,12 +86,12 @@ class ScoreRequest:
 
 def split_rows(entries: Iterable[ScheduledSequence]) -> tuple[ScoreRequest, list[int]]:
     """Of a step's logits rows: those to be scored, and those that give the next tokens."""
-    scoring, choosing, row = ScoreRequest(), [], 0
+    scoring, row = ScoreRequest(), 0
+    choosing: list[int] = []
     for entry in entries:
         if wanted := len(entry.score_rows):
             scoring.add(entry, row)
             row += wanted
-        if entry.chooses:
-            choosing.append(row)
-            row += 1
+        choosing += range(row, row + entry.num_choices)
+        row += entry.num_choices
     return scoring, choosing

@@ -17,8 +17,8 @@ ids and counts.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from octavo.engine.outputs import FinishReason
 from octavo.engine.regrowth import Origin, regrowth
@@ -122,6 +122,7 @@ class Scheduler:
             if plan.budget == 0:
                 break
             self._schedule_running(plan, sequence, 1)
+        self._draft(plan)
         if plan.entries:
             within = self.step_time.prompt_tokens_within(self.max_step_ms)
             plan.prompt_budget = plan.budget if within is None else min(plan.budget, within)
@@ -135,14 +136,17 @@ class Scheduler:
         plan.output.scheduled = list(plan.entries.values())
         return plan.output
 
-    def update(self, output: SchedulerOutput) -> None:
-        """After the step: its tokens are computed, and blocks that have become full can be found by others."""
+    def update(self, output: SchedulerOutput, num_accepted: Mapping[Sequence, int]) -> None:
+        """After the step: its tokens are computed, and blocks that have become full can be found by others.
+
+        ``num_accepted``: of the sequences with a draft, how many of its tokens were chosen. The others' places are written again.
+        """
         for entry in output.scheduled:
             sequence = entry.sequence
             if sequence.status is RequestStatus.RUNNING:
-                sequence.num_computed_tokens = entry.end
+                sequence.num_computed_tokens = entry.end - len(entry.draft) + num_accepted.get(sequence, 0)
                 sequence.next_score_row = max(sequence.next_score_row, entry.score_rows.stop)
-                self.kv.publish(sequence.table, sequence.hashes, entry.end)
+                self.kv.publish(sequence.table, sequence.hashes, sequence.num_computed_tokens)
 
     def check_integrity(self) -> None:
         """Recounts every block reference. Raises ``AssertionError``."""
@@ -159,6 +163,21 @@ class Scheduler:
             assert len({s.status for s in group.members}) == 1, "a group is scheduled in part"
 
     # -- how ------------------------------------------------------------------------------------------------
+
+    def _draft(self, plan: _Plan) -> None:
+        """Lets sequences that look ahead compute drafted tokens, where that takes nothing that others need."""
+        for sequence, entry in plan.entries.items():
+            if sequence.lookup is None:
+                continue
+            wanted = sequence.request.max_tokens - sequence.num_output_tokens - 1
+            draft = sequence.lookup.draft(sequence.token_ids, min(wanted, plan.budget, plan.score_rows))
+            end = entry.end + len(draft)
+            if not draft or self.kv.blocks_needed(sequence.table, entry.end, end) > self.kv.num_free_blocks - len(self.running):
+                continue
+            plan.output.block_copies += self.kv.reserve(sequence.table, entry.end, end)
+            plan.entries[sequence] = replace(entry, num_scheduled_tokens=1 + len(draft), draft=tuple(draft))
+            plan.budget -= len(draft)
+            plan.score_rows -= len(draft)
 
     @staticmethod
     def _chunk(plan: _Plan, sequence: Sequence, start: int) -> int:
@@ -321,7 +340,7 @@ class Scheduler:
             self.waiting.remove(victim)
         if entry := plan.entries.pop(victim, None):
             plan.budget += entry.num_scheduled_tokens
-            plan.score_rows += len(entry.score_rows)
+            plan.score_rows += len(entry.score_rows) + len(entry.draft)
         self.kv.release(victim.table)
         victim.num_computed_tokens = 0
         victim.status = RequestStatus.PREEMPTED

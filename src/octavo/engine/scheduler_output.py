@@ -10,11 +10,15 @@ from octavo.kv import BlockCopy, BlockHash
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """``num_scheduled_tokens`` tokens of ``sequence``, from position ``start`` on."""
+    """``num_scheduled_tokens`` tokens of ``sequence``, from position ``start`` on; the last of them may be a ``draft``.
+
+    Drafted tokens are not the sequence's yet: each becomes so if it is the one that is chosen for its position.
+    """
 
     sequence: Sequence
     start: int
     num_scheduled_tokens: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -22,13 +26,23 @@ class ScheduledSequence:
 
     @property
     def chooses(self) -> bool:
-        """Whether its last row's logits give the sequence's next token."""
+        """Whether its rows' logits give the sequence's next token."""
         return self.completes and self.sequence.request.max_tokens > 0
 
     @property
     def completes(self) -> bool:
         """Whether it computes the last of the sequence's tokens."""
-        return self.end == self.sequence.num_tokens
+        return self.end - len(self.draft) == self.sequence.num_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What is computed, drafted tokens included."""
+        return [*self.sequence.token_ids[self.start : self.end - len(self.draft)], *self.draft]
+
+    @property
+    def num_choices(self) -> int:
+        """How many of its last rows give a token: one for the sequence, and one after each drafted token."""
+        return 1 + len(self.draft) if self.chooses else 0
 
     @property
     def score_rows(self) -> range:

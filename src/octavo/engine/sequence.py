@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from octavo.decoding import BeamSearchParams, LogitRules, SamplingParams, TokenCounts
+from octavo.decoding import BeamSearchParams, LogitRules, PromptLookup, SamplingParams, TokenCounts
 from octavo.engine.outputs import FinishReason, RequestMetrics
 from octavo.kv import BlockHash, BlockHasher, BlockTable
 
@@ -79,6 +79,7 @@ class Sequence:
         "finish_reason",
         "group",
         "hasher",
+        "lookup",
         "next_score_row",
         "num_computed_tokens",
         "num_prompt_tokens",
@@ -105,6 +106,8 @@ class Sequence:
         self.counts = TokenCounts(self.token_ids if params.penalizes_prompt else ()) if params.penalizes else None
         """For penalties, where there are any."""
         self.group: SequenceGroup | None = None
+        self.lookup: PromptLookup | None = None
+        """Where drafts of its next tokens come from, if any are wanted."""
 
     def join(self, group: SequenceGroup) -> None:
         self.group = group
@@ -157,6 +160,7 @@ class Sequence:
         child.status = self.status
         child.finish_reason = None
         child.counts = None if self.counts is None else self.counts.fork()
+        child.lookup = None if self.lookup is None else self.lookup.fork()
         child.group = None
         if self.group is not None:
             child.join(self.group)
