@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 KVDType = Literal["fp32", "fp16", "int8"]
 BackendName = Literal["native", "reference"]
 Quantization = Literal["int8", "int4"]
+GenerationConfig = Literal["auto", "none", "vllm"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 MAX_DRAFT_TOKENS = 32
@@ -69,6 +70,9 @@ class EngineConfig:
     """Quantise float weights at load: ``int8`` or ``int4`` in groups of 32. Weights that are quantised already stay as they are."""
     dequantize: bool = False
     """Expand quantised weights to fp32 at load (a reference for numerics; four times the memory)."""
+    generation_config: GenerationConfig = "auto"
+    """Where sampling parameters come from that a request leaves out: ``auto`` is the model's own recommendation (temperature, top_p, …),
+    then neutral values; ``none``, which vLLM calls ``vllm``, is neutral values alone."""
     weight_cache: bool = True
     """Keep packed weights in the user's cache directory, so that the next start maps or reads them instead of packing."""
 
@@ -93,6 +97,8 @@ class EngineConfig:
         _require(
             self.kv_cache_dtype in get_args(KVDType), "kv_cache_dtype", self.kv_cache_dtype, f"choose one of {', '.join(get_args(KVDType))}"
         )
+        known = get_args(GenerationConfig)
+        _require(self.generation_config in known, "generation_config", self.generation_config, f"choose one of {', '.join(known)}")
         if self.quantization is not None:
             _require(
                 self.quantization in get_args(Quantization),

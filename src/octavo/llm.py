@@ -44,7 +44,8 @@ class LLM(EngineHandle):
     ) -> list[RequestOutput]:
         """Continues each prompt; outputs come in the order of the prompts.
 
-        A prompt is a string or ``{"prompt_token_ids": [...]}``. ``sampling_params`` is one for all, or one for each.
+        A prompt is a string or ``{"prompt_token_ids": [...]}``. ``sampling_params`` is one for all, or one for each;
+        without any, the model's own defaults are used (``get_default_sampling_params``).
         ``use_tqdm`` shows a progress bar. Raises ``ValueError`` before anything is computed if any request cannot be
         served. An interrupt (Ctrl-C) frees everything and is raised again.
         """
@@ -94,7 +95,7 @@ class LLM(EngineHandle):
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yields what is new after each step (``RequestOutputKind.DELTA``). Closing it aborts the request."""
         request_id = f"offline-{next(self._counter)}"
-        params = replace(sampling_params or SamplingParams(), output_kind=RequestOutputKind.DELTA)
+        params = replace(sampling_params or self.get_default_sampling_params(), output_kind=RequestOutputKind.DELTA)
         self._add(request_id, prompt, params)
         inbox = self._inboxes[request_id]
         try:
@@ -130,10 +131,9 @@ class LLM(EngineHandle):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
 
-    @staticmethod
-    def _params_for(prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
+    def _params_for(self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
         if params is None:
-            params = SamplingParams()
+            params = self.get_default_sampling_params()
         if isinstance(params, SamplingParams):
             return [params] * len(prompts)
         if len(params) != len(prompts):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from octavo.cli.answer import Answer, say_dimly
-from octavo.cli.options import ModelOption, engine_options, sampling_options
+from octavo.cli.options import ModelOption, engine_options, sampling_fields, sampling_options
 from octavo.cli.run import EXIT_FAULT, EXIT_INTERRUPTED, say
 from octavo.config import DEFAULT_MODEL, EngineConfig
 
@@ -49,13 +49,14 @@ def generate(
     from octavo.decoding.params import RequestOutputKind, SamplingParams
 
     EngineConfig(model=model, **engine)  # a setting that is invalid is refused before a model is fetched
-    params = SamplingParams(**{**sampling, "stop": sampling["stop"] or None}, output_kind=RequestOutputKind.DELTA)
+    SamplingParams(**sampling_fields(sampling))
     path = fetch(model)
     with working(f"Loading {path.name} …"):
         from octavo.llm import LLM
 
         llm = LLM(model, **engine, max_num_seqs=1)
     with llm:
+        params = SamplingParams(**sampling_fields(sampling, llm.sampling_defaults), output_kind=RequestOutputKind.DELTA)
         as_chat = chat if chat is not None else llm.chat_template is not None
         if system is not None and not as_chat:
             raise ValueError("--system belongs to a chat, and this model has no chat template")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
@@ -19,6 +20,9 @@ import typer
 from octavo.config import EngineConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+FALLBACK_TEMPERATURE = 0.7
+"""Of answers on a terminal, where neither the user nor the model has one."""
 
 ENGINE_HELP: dict[str, str] = {
     "backend": "What runs the model: native (C++), or reference (NumPy: slow, obviously right).",
@@ -36,6 +40,7 @@ ENGINE_HELP: dict[str, str] = {
     "served_model_name": "The model's name in the API.",
     "quantization": "Quantise float weights at load, int8 or int4; what is quantised already stays as it is.",
     "dequantize": "Expand quantised weights to fp32 (a reference for numerics; several times the memory).",
+    "generation_config": "Sampling parameters that a request leaves out: the model's own (auto), or neutral ones (none, vllm).",
     "weight_cache": "Keep packed weights on disk for a quicker next start; on by default.",
 }
 
@@ -97,19 +102,43 @@ def sampling_parameters() -> list[inspect.Parameter]:
         annotation = Annotated[kind, typer.Option(*(names or (_flag(name),)), help=help, **more)]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
+    def the_models(name: str, kind: Any, otherwise: float, help: str, *names: str) -> inspect.Parameter:
+        return option(name, kind | None, None, help, *names, show_default=f"the model's own, else {otherwise:g}")
+
     return [
         option(
             "max_tokens", int | None, None, "Most tokens to generate.", "--max-tokens", "-n", min=1, show_default="up to the context length"
         ),
-        option("temperature", float, 0.7, "0 always takes the likeliest token (greedy); higher is more varied.", "--temperature", "-t"),
-        option("top_p", float, 1.0, "Choose among the likeliest tokens that together reach this probability."),
-        option("top_k", int, 0, "Choose among this many of the likeliest tokens; 0 keeps all."),
-        option("min_p", float, 0.0, "Drop tokens less likely than this share of the likeliest one."),
+        the_models(
+            "temperature",
+            float,
+            FALLBACK_TEMPERATURE,
+            "0 always takes the likeliest token (greedy); higher is more varied.",
+            "--temperature",
+            "-t",
+        ),
+        the_models("top_p", float, 1, "Choose among the likeliest tokens that together reach this probability."),
+        the_models("top_k", int, 0, "Choose among this many of the likeliest tokens; 0 keeps all."),
+        the_models("min_p", float, 0, "Drop tokens less likely than this share of the likeliest one."),
+        the_models("typical_p", float, 1, "Choose among the tokens of the most typical information that together reach this probability."),
+        the_models("repetition_penalty", float, 1, "Above 1, makes tokens of the prompt and the answer less likely to come again."),
+        option("presence_penalty", float, 0.0, "Above 0, makes tokens that the answer has already less likely."),
+        option("frequency_penalty", float, 0.0, "The same, for each time that the answer has them."),
         option("seed", int | None, None, "Makes a sampled answer repeatable.", show_default="drawn afresh"),
         option("stop", list[str] | None, None, "End before this text; may be given several times.", show_default="none"),
         option("min_tokens", int, 0, "End no earlier than this."),
         option("ignore_eos", bool, False, "Go on past the model's end-of-sequence token.", "--ignore-eos"),
     ]
+
+
+def sampling_fields(given: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Fields of ``SamplingParams`` from the sampling flags: what was ``given``, else the model's ``defaults``, else the terminal's."""
+    return {
+        "temperature": FALLBACK_TEMPERATURE,
+        "max_tokens": None,
+        **defaults,
+        **{name: value for name, value in given.items() if value is not None},
+    }
 
 
 def collecting(parameter: str, added: list[inspect.Parameter], command: Command) -> Command:
@@ -161,4 +190,4 @@ def debug_option(command: Command) -> Command:
     return drop  # type: ignore[return-value]
 
 
-__all__ = ["ModelArgument", "ModelOption", "debug_option", "engine_options", "parse_bytes", "sampling_options"]
+__all__ = ["ModelArgument", "ModelOption", "debug_option", "engine_options", "parse_bytes", "sampling_fields", "sampling_options"]

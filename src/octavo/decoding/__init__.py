@@ -2,6 +2,7 @@
 
 from octavo.decoding.beam_search import MAX_BEAM_WIDTH, Beam, BeamSearch, BeamSearchParams, Continuations, Growth, Hypothesis
 from octavo.decoding.counts import TokenCounts
+from octavo.decoding.defaults import sampling_defaults
 from octavo.decoding.edits import LogitEdits, LogitRules
 from octavo.decoding.params import MAX_LOGPROBS, MAX_N, LogitsProcessor, RequestOutputKind, SamplingParams
 from octavo.decoding.prompt_lookup import PromptLookup
@@ -25,4 +26,5 @@ __all__ = [
     "SamplingParams",
     "StopStringMatcher",
     "TokenCounts",
+    "sampling_defaults",
 ]

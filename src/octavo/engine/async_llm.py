@@ -122,7 +122,7 @@ class AsyncLLM(EngineHandle):
         Closing or cancelling it aborts the request and frees its blocks within one step. Raises ``ValueError`` for a
         request that cannot be served, ``EngineDeadError`` if the engine has failed.
         """
-        params = sampling_params or SamplingParams()
+        params = sampling_params or self.get_default_sampling_params()
         text, token_ids = await self._tokenize(prompt)
         key = f"{request_id or 'req'}#{next(self._counter)}"
         request_id = request_id or key

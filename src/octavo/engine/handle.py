@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from octavo.config import EngineConfig
+from octavo.decoding import SamplingParams
 from octavo.engine.llm_engine import LLMEngine
 from octavo.text import ChatTemplate, Tokenizer
 
@@ -26,3 +29,12 @@ class EngineHandle:
     def max_model_len(self) -> int:
         """Tokens, prompt and output together."""
         return self.engine.max_model_len
+
+    @property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """The model's own recommendation, as fields of ``SamplingParams``; empty unless ``generation_config`` is ``auto``."""
+        return dict(self.engine.model.sampling_defaults) if self.config.generation_config == "auto" else {}
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What ``generate`` uses if it is given none."""
+        return SamplingParams(**self.sampling_defaults)

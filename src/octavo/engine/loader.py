@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 from octavo.backends import get_backend
 from octavo.backends.base import Backend, CompileOptions, Executable
 from octavo.config import BLOCK_SIZE, EngineConfig
+from octavo.decoding import sampling_defaults
 from octavo.engine.memory import available_memory_bytes
 from octavo.kv import BlockHash, scope_hash
 from octavo.models import build_program
@@ -40,6 +42,8 @@ class LoadedModel:
     root: BlockHash
     fingerprint: str
     load_s: float
+    sampling_defaults: dict[str, Any] = field(default_factory=dict)
+    """What the model's makers recommend, as fields of ``SamplingParams``."""
 
 
 def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> LoadedModel:
@@ -95,6 +99,7 @@ def load_model(config: EngineConfig, on_progress: Callable[[int, int], None] | N
         root=root,
         fingerprint=f"octavo-{release}-{executable.isa}-{weights}-kv{config.kv_cache_dtype}",
         load_s=time.monotonic() - began_s,
+        sampling_defaults=sampling_defaults(checkpoint.metadata),
     )
 
 

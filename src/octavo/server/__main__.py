@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-connections", type=int, help="by default as many as the process may open files for")
     parser.add_argument("--grace-s", type=float, default=5.0, help="time running requests have after a signal")
     for config_field in fields(EngineConfig):
-        parser.add_argument("--" + config_field.name.replace("_", "-"), default=argparse.SUPPRESS, type=_flag_value)
+        kind = str if isinstance(config_field.default, str) else _flag_value
+        parser.add_argument("--" + config_field.name.replace("_", "-"), default=argparse.SUPPRESS, type=kind)
     arguments = vars(parser.parse_args(argv))
     engine: dict[str, Any] = {f.name: arguments.pop(f.name) for f in fields(EngineConfig) if f.name in arguments}
     configure_logging()

@@ -168,7 +168,7 @@ async def chat(service: Service, request: ChatCompletionRequest, account: Accoun
     text = render(service, request)
     prompts = await service.encode([text], add_special_tokens=False, param="messages")
     prompts = service.truncated(prompts, request.truncate_prompt_tokens, request.output_limit)
-    params = request.sampling(service.room(prompts, request.output_limit, "messages"))
+    params = request.sampling(service.room(prompts, request.output_limit, "messages"), service.llm.sampling_defaults)
     new_splitter = None
     if service.thinking is not None:
         said = _text(request.messages[-1].content) if request.continue_final_message else ""

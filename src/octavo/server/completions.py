@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from octavo.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from octavo.server.chunks import ending, last_events
+from octavo.server.errors import unsupported
 from octavo.server.generation import Account, Service, new_id
 from octavo.server.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.protocol import CompletionRequest
@@ -22,13 +24,14 @@ ID_PREFIX = "cmpl"
 
 
 async def prompt_ids(service: Service, request: CompletionRequest) -> list[list[int]]:
-    """Token ids of every prompt. Raises ``APIError``."""
+    """Token ids of every prompt; of what comes before ``suffix``, if there is one. Raises ``APIError``."""
     prompt = request.prompt
     if isinstance(prompt, str):
         prompt = [prompt]
     texts = [p for p in prompt if isinstance(p, str)]
     if texts:
-        return await service.encode(texts, add_special_tokens=request.add_special_tokens is not False, param="prompt")
+        whole = request.add_special_tokens is not False and not request.suffix
+        return await service.encode(texts, add_special_tokens=whole, param="prompt")
     lists = [p for p in prompt if isinstance(p, list)]
     return lists or [[p for p in prompt if isinstance(p, int)]]
 
@@ -42,6 +45,15 @@ def prompt_texts(service: Service, request: CompletionRequest, prompts: list[lis
         if texts:
             return texts
     return [service.llm.tokenizer.decode(ids) for ids in prompts]
+
+
+async def infilled(service: Service, request: CompletionRequest, prompts: list[list[int]]) -> list[list[int]]:
+    """The prompts that ask for what belongs between each of ``prompts`` and ``suffix``. Raises ``APIError``."""
+    tokenizer = service.llm.tokenizer
+    if tokenizer.fim is None:
+        raise unsupported("suffix", request.suffix, "the served model has no tokens for filling in the middle")
+    (after,) = await service.encode([request.suffix or ""], add_special_tokens=False, param="suffix")
+    return [tokenizer.infill(before, after, add_special_tokens=request.add_special_tokens is not False) for before in prompts]
 
 
 class CompletionAnswer:
@@ -151,9 +163,14 @@ async def complete(service: Service, request: CompletionRequest, account: Accoun
     service.check_model(request.model)
     request.check()
     prompts = service.truncated(await prompt_ids(service, request), request.truncate_prompt_tokens, request.max_tokens)
+    echoes = prompt_texts(service, request, prompts)
+    if request.suffix:
+        prompts = await infilled(service, request, prompts)
     room = service.room(prompts, request.max_tokens, "prompt")
-    params = request.sampling(room)
-    answer = CompletionAnswer(service, request, prompts, prompt_texts(service, request, prompts), account)
+    params = request.sampling(room, service.llm.sampling_defaults)
+    if request.suffix and (fim := service.llm.tokenizer.fim) is not None:
+        params = replace(params, stop_token_ids=[*(request.stop_token_ids or ()), *sorted(fim.ends)])
+    answer = CompletionAnswer(service, request, prompts, echoes, account)
     if request.stream:
         return EventStream(answer.events(service.outputs(prompts, params, answer.id, account)), service.closing)
     return answer.whole(await service.final_outputs(prompts, params, answer.id, account))

@@ -8,6 +8,7 @@ that occurs twice in an object the last one counts, as for most readers of JSON.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -182,25 +183,28 @@ class GenerationRequest(Truncatable):
         description="With `use_beam_search`: true ends once `best_of` answers are finished, false when better ones are unlikely, `never` "
         "when there can be none. Default false.",
     )
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 is greedy. Default 1.")
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="0 is greedy. By default the model's own, else 1.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Nucleus: keep the most probable tokens up to this mass. Default 1."
+        None, description="Nucleus: keep the most probable tokens up to this mass. By default the model's own, else 1."
     )
     top_k: Annotated[Int, Field(ge=-1, lt=2**31)] | None = Field(
-        None, description="Keep this many of the most probable tokens; 0 or -1 keeps all. Default 0."
+        None, description="Keep this many of the most probable tokens; 0 or -1 keeps all. By default the model's own, else 0."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Drop tokens less probable than this share of the best one's. Default 0."
+        None, description="Drop tokens less probable than this share of the best one's. By default the model's own, else 0."
     )
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Keep the tokens whose information is nearest to the entropy, up to this mass. Default 1."
+        None,
+        description="Keep the tokens whose information is nearest to the entropy, to this mass. By default the model's own, else 1.",
     )
     presence_penalty: Penalty | None = Field(None, description="Subtracted from the logit of every token that is in the output. Default 0.")
     frequency_penalty: Penalty | None = Field(
         None, description="Subtracted from a token's logit for each time that it is in the output. Default 0."
     )
     repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None = Field(
-        None, description="Divides positive logits of tokens in the prompt or the output, multiplies negative ones. Default 1."
+        None,
+        description="Divides positive logits of tokens in the prompt or the output, multiplies negative ones. By default the model's own, "
+        "else 1.",
     )
     logit_bias: LogitBias | None = Field(None, description="Token ids to what is added to their logits.")
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS, fail_fast=True)] | None = Field(
@@ -273,8 +277,10 @@ class GenerationRequest(Truncatable):
             skip_special_tokens=self.skip_special_tokens is not False,
         )
 
-    def _sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None) -> SamplingParams | BeamSearchParams:
-        """Raises ``APIError`` for fields that contradict each other."""
+    def _sampling(
+        self, defaults: Mapping[str, Any], *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> SamplingParams | BeamSearchParams:
+        """``defaults``: values of fields that are left out. Raises ``APIError`` for fields that contradict each other."""
         self._check_branches()
         if self.prompt_logprobs is not None:
             if self.stream:
@@ -290,7 +296,7 @@ class GenerationRequest(Truncatable):
             if max_tokens == 0:
                 raise invalid("max_tokens", 0, "cannot be combined with use_beam_search")
             return self._beams(max_tokens=max_tokens, logprobs=logprobs)
-        optional = {
+        optional = dict(defaults) | {
             name: value
             for name in (
                 "n",
@@ -353,12 +359,20 @@ class CompletionRequest(GenerationRequest):
     )
     add_special_tokens: bool | None = Field(None, description="Let the tokenizer add its own special tokens to the prompt. Default true.")
 
-    suffix: Literal[""] | None = no("the model does not fill in the middle; leave it out")
+    suffix: str | None = Field(
+        None,
+        description="What comes after the text to be written: the model fills in the middle. For models with tokens for it; not together "
+        "with `truncate_prompt_tokens`. Empty is as good as none.",
+    )
 
     def check(self) -> None:
         """Raises ``APIError`` for fields that contradict each other."""
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
             raise invalid("max_tokens", 0, "must be at least 1 where neither echo nor prompt_logprobs ask for the prompt")
+        if self.suffix and self.truncate_prompt_tokens is not None:
+            raise invalid("truncate_prompt_tokens", self.truncate_prompt_tokens, "cannot be combined with suffix")
+        if self.suffix and self.echo and self.logprobs is not None:
+            raise invalid("echo", True, "cannot be combined with both suffix and logprobs")
         num_prompts = len(self.prompt) if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else 1
         if num_prompts * self.num_branches > MAX_CHOICES:
             field, value = ("n", self.n) if self.best_of is None else ("best_of", self.best_of)
@@ -366,10 +380,11 @@ class CompletionRequest(GenerationRequest):
                 field, value, f"{num_prompts} prompts would get {num_prompts * self.num_branches} answers, more than {MAX_CHOICES}"
             )
 
-    def sampling(self, room: int) -> SamplingParams | BeamSearchParams:
-        """``room``: output tokens the context leaves."""
+    def sampling(self, room: int, defaults: Mapping[str, Any]) -> SamplingParams | BeamSearchParams:
+        """``room``: output tokens the context leaves; ``defaults``: the model's own sampling parameters."""
         max_tokens = min(DEFAULT_COMPLETION_TOKENS, room) if self.max_tokens is None else self.max_tokens
-        return self._sampling(max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=self.logprobs if self.echo else None)
+        asked = self.logprobs if self.echo else None
+        return self._sampling(defaults, max_tokens=max_tokens, logprobs=self.logprobs, prompt_logprobs=asked)
 
 
 class TextPart(Strict):
@@ -508,9 +523,9 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
     def output_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    def sampling(self, room: int) -> SamplingParams | BeamSearchParams:
-        """``room``: output tokens the context leaves."""
-        return self._sampling(max_tokens=self.output_limit or room, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+    def sampling(self, room: int, defaults: Mapping[str, Any]) -> SamplingParams | BeamSearchParams:
+        """``room``: output tokens the context leaves; ``defaults``: the model's own sampling parameters."""
+        return self._sampling(defaults, max_tokens=self.output_limit or room, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
 
 class TokenizeOptions(Truncatable):

@@ -149,6 +149,9 @@ def serve(
             timeout_keep_alive=KEEP_ALIVE_CONNECTION_S,
             timeout_graceful_shutdown=int(grace_s + LAST_WORDS_S),
         )
+        if llm.sampling_defaults:
+            spelled = ", ".join(f"{name}={value}" for name, value in llm.sampling_defaults.items())
+            logger.info("the model's own sampling defaults: %s (generation_config=none leaves them)", spelled)
         ready = (lambda: on_ready(url)) if on_ready is not None else (lambda: logger.info("serving %s at %s", llm.model_name, url))
         _Server(config, app.state.service, grace_s, ready).run(sockets=[sock])
     finally:

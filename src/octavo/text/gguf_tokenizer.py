@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders
 
 from octavo.text import families
+from octavo.text.infill import find_fim_tokens
 from octavo.text.parts import TokenizerParts, end_of_generation
 from octavo.text.pretokenizers import pre_tokenization
 from octavo.text.spelling import SPACE, Spelling, byte_level, sentencepiece, wordpiece
@@ -136,6 +137,7 @@ def _finish(
         pad_token_id=vocabulary.token_id("padding", default=defaults.padding),
         prefix_ids=tuple(index for index in prefix if index is not None),
         suffix_ids=tuple(index for index in suffix if index is not None),
+        fim=find_fim_tokens(vocabulary.ids, lambda role: vocabulary.token_id(f"fim_{role[:3]}", role)),
     )
 
 

@@ -20,6 +20,7 @@ import tokenizers
 
 from octavo.text.charsmap import check_charsmap
 from octavo.text.gguf_tokenizer import parts_from_metadata
+from octavo.text.infill import find_fim_tokens
 from octavo.text.parts import TokenizerParts, end_of_generation
 from octavo.text.sentencepiece_model import add_tokens, metadata_from_model
 from octavo.text.spelling import Replacement, Spelling, byte_level, metaspace, sentencepiece, spaced_words, wordpiece
@@ -154,6 +155,7 @@ def _parts(root: Path, library: tokenizers.Tokenizer) -> TokenizerParts:
         pad_token_id=names.token_id("pad"),
         prefix_ids=prefix,
         suffix_ids=suffix,
+        fim=find_fim_tokens(vocabulary),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tokenizers
 
+from octavo.text.infill import FimTokens
 from octavo.text.spelling import Spelling
 
 END_OF_GENERATION_NAMES = frozenset(
@@ -21,7 +22,10 @@ END_OF_GENERATION_NAMES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class TokenizerParts:
-    """``tokens[i]`` is token ``i`` as the vocabulary spells it. ``prefix_ids`` and ``suffix_ids`` go around a whole text."""
+    """``tokens[i]`` is token ``i`` as the vocabulary spells it. ``prefix_ids`` and ``suffix_ids`` go around a whole text.
+
+    ``fim`` fills in the middle, where the model can.
+    """
 
     library: tokenizers.Tokenizer
     tokens: Sequence[str]
@@ -33,6 +37,7 @@ class TokenizerParts:
     pad_token_id: int | None = None
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
+    fim: FimTokens | None = None
 
 
 def end_of_generation(vocabulary: dict[str, int], ordinary: Collection[int]) -> set[int]:

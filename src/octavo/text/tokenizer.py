@@ -24,6 +24,7 @@ class Tokenizer:
 
     ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` are the checkpoint's, ``None`` where absent. ``eos_token_ids`` are
     all tokens that end a generation; ``special_ids`` are the control tokens, which ``decode`` leaves out.
+    ``fim`` are the tokens for filling in the middle, ``None`` where the model was not made for it.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -47,6 +48,7 @@ class Tokenizer:
         self.pad_token_id = parts.pad_token_id
         self.eos_token_ids: frozenset[int] = parts.eos_token_ids
         self.special_ids: frozenset[int] = parts.special_ids
+        self.fim = parts.fim
         self._bytes: list[bytes | None] = [None] * len(self._tokens)
 
     @property
@@ -90,6 +92,15 @@ class Tokenizer:
         if not add_special_tokens:
             return [encoding.ids for encoding in encodings]
         return [self._prefix + encoding.ids + self._suffix for encoding in encodings]
+
+    def infill(self, before: Sequence[int], after: Sequence[int], *, add_special_tokens: bool = True) -> list[int]:
+        """The prompt that asks for what belongs between two texts, given as token ids without special tokens.
+
+        Raises ``ValueError`` if the model has no tokens for it.
+        """
+        if self.fim is None:
+            raise ValueError("the model's tokenizer has no tokens for filling in the middle")
+        return (self._prefix if add_special_tokens else []) + self.fim.arrange(before, after)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of ``ids``; each maximal invalid piece of UTF-8 becomes U+FFFD.

@@ -67,7 +67,7 @@ class HuggingFaceCheckpoint:
         """GGUF's keys: ``general.*``, the architecture's hyperparameters, ``tokenizer.chat_template``, ``tokenizer.ggml.*_token_id``.
 
         Octavo's own: ``octavo.rope_style`` ("half_split"), ``octavo.eos_token_ids`` (all tokens that end a generation) and
-        ``octavo.generation.*`` (the defaults in ``generation_config.json``: temperature, top_k, top_p, min_p, repetition_penalty).
+        ``octavo.generation.*`` (defaults in ``generation_config.json``: temperature, top_k, top_p, min_p, typical_p, repetition_penalty).
         """
         return MappingProxyType(self._metadata)
 
@@ -115,7 +115,7 @@ class HuggingFaceCheckpoint:
             if ids and theirs == "eos":
                 pairs["octavo.eos_token_ids"] = ids
         if generation is not self._config:
-            for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+            for key in ("temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty"):
                 value = generation.get(key)
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     pairs[f"octavo.generation.{key}"] = value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from octavo.cli.options import ModelArgument, engine_options, sampling_options
+from octavo.cli.options import ModelArgument, engine_options, sampling_fields, sampling_options
 from octavo.config import DEFAULT_MODEL, EngineConfig
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def chat(
 
     template_kwargs = None if chat_template_kwargs is None else template_object(chat_template_kwargs)
     EngineConfig(model=model, **engine)  # a setting that is invalid is refused before a model is fetched
-    params = SamplingParams(**{**sampling, "stop": sampling["stop"] or None})
+    SamplingParams(**sampling_fields(sampling))
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     path = fetch(model)
     with working(f"Loading {path.name} …"):
@@ -61,6 +61,7 @@ def chat(
 
         llm = LLM(model, **engine, max_num_seqs=1)
     with llm:
+        params = SamplingParams(**sampling_fields(sampling, llm.sampling_defaults))
         screen = TerminalScreen(thinking=thinking) if interactive else PipeScreen()
         shows_stats = interactive if stats is None else stats
         session = Session(llm, params, screen, system=system, stats=shows_stats, template_kwargs=template_kwargs)

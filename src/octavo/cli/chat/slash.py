@@ -13,7 +13,10 @@ from octavo.cli.chat.conversation import Conversation
 from octavo.cli.chat.session import Session
 from octavo.text import template_variables
 
-PARAMS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "seed", "stop", "ignore_eos")
+PARAMS = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "max_tokens",
+    "min_tokens", "seed", "stop", "ignore_eos",
+)  # fmt: skip
 """Fields of ``SamplingParams`` that may be changed in a conversation."""
 
 _NOTHING = ("none", "null", "")
