@@ -53,10 +53,20 @@ class LLM(EngineHandle):
         params = self._params_for(batch, sampling_params)
         return self._run(batch, [replace(p, output_kind=RequestOutputKind.FINAL_ONLY) for p in params], use_tqdm=use_tqdm)
 
-    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False) -> list[RequestOutput]:
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams | Sequence[BeamSearchParams],
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
         """The best continuations of each prompt, best first, with their ``cumulative_logprob`` and ``score``; otherwise as ``generate``."""
         batch = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-        return self._run(batch, [params] * len(batch), use_tqdm=use_tqdm)
+        if isinstance(params, BeamSearchParams):
+            params = [params] * len(batch)
+        elif len(params) != len(batch):
+            raise ValueError(f"params has {len(params)} entries for {len(batch)} prompts: give one, or one for each")
+        return self._run(batch, params, use_tqdm=use_tqdm)
 
     def _run(self, batch: Sequence[Prompt], params: Sequence[SamplingParams | BeamSearchParams], *, use_tqdm: bool) -> list[RequestOutput]:
         request_ids = [f"offline-{next(self._counter)}" for _ in batch]
