@@ -368,8 +368,8 @@ NB_MODULE(_native, m) {
   nb::class_<Slice>(m, "Slice")
       .def(nb::init<std::int64_t, std::int64_t, std::int64_t, bool>(), "offset"_a, "stride"_a, "width"_a, "logits"_a);
   nb::class_<QuantisedSlice>(m, "QuantisedSlice")
-      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>(), "q"_a, "scale"_a, "sum"_a,
-           "width"_a, "logits"_a);
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>(), "q"_a, "scale"_a,
+           "sum"_a, "part_sum"_a, "width"_a, "logits"_a);
 
   using OptionalSlice = std::optional<Slice>;
   using OptionalQuantised = std::optional<QuantisedSlice>;

@@ -15,9 +15,9 @@ struct Slice {
   bool logits;  // a row per logits row instead of one per token
 };
 
-// The same matrix quantised: bytes, scales and scaled sums per group of 32, each dense.
+// The same matrix quantised: bytes, scales and scaled sums per group of 32, sums per 16, each dense.
 struct QuantisedSlice {
-  std::int64_t q, scale, sum;  // bytes from the arena's start
+  std::int64_t q, scale, sum, part_sum;  // bytes from the arena's start
   std::int64_t width;
   bool logits;
 };

@@ -6,8 +6,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "reround.hpp"
-
 namespace octavo {
 namespace {
 
@@ -57,83 +55,99 @@ void pack_column_int8(SourceType source, const std::uint8_t* row, std::int64_t g
   SourceGroup group;
   for (std::int64_t g = 0; g < groups; ++g, panel += panel_bytes(WeightFormat::INT8_G32, kGroup)) {
     read_group(source, row, g, group);
-    std::uint16_t scale = float_to_half(group.scale[0]);
-    if (source == SourceType::Q6_K) {
-      const Rerounded fit = reround_signed(group);
-      scale = fit.scale;
-      std::copy_n(fit.q, kGroup, group.q);
-    }
-    write_half(panel + column * 2, scale);
+    write_half(panel + column * 2, float_to_half(group.scale[0]));
     std::uint8_t* vectors = panel + 32 + column * 4;
     for (int j = 0; j < 8; ++j) std::memcpy(vectors + j * kVectorBytes, group.q + 4 * j, 4);
   }
 }
 
-// The quants of one column of a group; `vectors` points at the column's bytes.
-void write_nibbles(const std::int8_t* q, bool fifth_bits, std::uint8_t* vectors) {
-  for (int j = 0; j < 4; ++j) {
-    for (int i = 0; i < 4; ++i) {
-      const int low = q[8 * j + i] & 15, high = q[8 * j + 4 + i] & 15;
-      vectors[j * kVectorBytes + i] = static_cast<std::uint8_t>(low | high << 4);
-    }
+// Quant i of a column of a group, unsigned, in its place among the group's vectors; `vectors` points at the column's
+// bytes, zero so far.
+void put_quant(int bits, int i, int q, std::uint8_t* vectors) {
+  const auto put_pair = [i](std::uint8_t* v, int pair) {
+    v[i / 16 * kVectorBytes + i % 4] |= static_cast<std::uint8_t>(pair << (i / 4 % 4 * 2));
+  };
+  const auto put_single = [i](std::uint8_t* v, int bit) { v[i % 4] |= static_cast<std::uint8_t>(bit << i / 4); };
+  if (bits < 4) {
+    put_pair(vectors, q & 3);
+    if (bits == 3) put_single(vectors + 2 * kVectorBytes, q >> 2);
+    return;
   }
-  if (!fifth_bits) return;
-  for (int i = 0; i < 4; ++i) {
-    int bits = 0;
-    for (int b = 0; b < 8; ++b) bits |= (q[4 * b + i] >> 4) << b;
-    vectors[4 * kVectorBytes + i] = static_cast<std::uint8_t>(bits);
-  }
+  vectors[i / 8 * kVectorBytes + i % 4] |= static_cast<std::uint8_t>((q & 15) << (i % 8 < 4 ? 0 : 4));
+  std::uint8_t* upper = vectors + 4 * kVectorBytes;
+  if (bits == 5) put_single(upper, q >> 4);
+  if (bits == 6) put_pair(upper, q >> 4);
 }
 
-void pack_column_nibbles(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
-                         std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
-  const NibbleLayout layout = nibble_layout(target);
+int quant(int bits, int i, const std::uint8_t* vectors) {
+  const auto pair = [i](const std::uint8_t* v) { return v[i / 16 * kVectorBytes + i % 4] >> (i / 4 % 4 * 2) & 3; };
+  const auto single = [i](const std::uint8_t* v) { return v[i % 4] >> i / 4 & 1; };
+  if (bits < 4) return pair(vectors) | (bits == 3 ? single(vectors + 2 * kVectorBytes) << 2 : 0);
+  const int low = vectors[i / 8 * kVectorBytes + i % 4] >> (i % 8 < 4 ? 0 : 4) & 15;
+  const std::uint8_t* upper = vectors + 4 * kVectorBytes;
+  return low | (bits == 5 ? single(upper) : bits == 6 ? pair(upper) : 0) << 4;
+}
+
+void write_two_level_scale(const BitsLayout& layout, const TwoLevelScale& f, std::int64_t place, std::int64_t column,
+                           std::uint8_t* header) {
+  write_half(header + column * 2, f.d);
+  write_half(header + 32 + column * 2, layout.has_minimum ? f.m ^ 0x8000 : 0);
+  std::uint8_t* factors = header + 64 + place * 32 + column;
+  if (layout.parts == 1) {
+    factors[0] = static_cast<std::uint8_t>(f.s[0]), factors[16] = f.t[0];
+    return;
+  }
+  for (int h = 0; h < 2; ++h) factors[16 * h] = static_cast<std::uint8_t>(f.s[h] | f.t[h] << 4);
+}
+
+void pack_column_bits(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
+                      std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
+  const BitsLayout layout = bits_layout(target);
   SourceGroup group;
   for (std::int64_t g = 0; g < groups; ++g) {
     std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
     read_group(source, row, g, group);
     if (two_level(target)) {
-      const TwoLevelScale f = read_two_level_scale(source, row, g);
-      write_half(header + column * 2, f.d);
-      write_half(header + 32 + column * 2, f.m ^ 0x8000);
-      header[64 + place * 32 + column] = f.s;
-      header[64 + place * 32 + 16 + column] = f.t;
+      write_two_level_scale(layout, read_two_level_scale(source, row, g), place, column, header);
     } else {
-      std::uint16_t scale = float_to_half(group.scale[0]), minimum = float_to_half(group.minimum[0]);
-      if (!packs_exactly(source)) {
-        const Rerounded fit = reround_with_minimum(group, five_bits(target) ? 31 : 15);
-        scale = fit.scale, minimum = fit.minimum;
-        std::copy_n(fit.q, kGroup, group.q);
-      } else if ((source == SourceType::Q4_0 || source == SourceType::Q5_0) && !std::isfinite(half_to_float(minimum))) {
+      const std::uint16_t minimum = float_to_half(group.minimum[0]);
+      if ((source == SourceType::Q4_0 || source == SourceType::Q5_0) && !std::isfinite(half_to_float(minimum))) {
         refuse(std::string(name(source)) + " scale " + std::to_string(group.scale[0]) + " of row " +
                std::to_string(row_index) + ", block " + std::to_string(g) + ": " +
                (source == SourceType::Q4_0 ? "-8" : "-16") + " times it is not a finite half");
       }
-      write_half(header + column * 2, scale);
+      write_half(header + column * 2, float_to_half(group.scale[0]));
       write_half(header + 32 + column * 2, minimum);
     }
-    write_nibbles(group.q, five_bits(target), header + layout.header_bytes + place * layout.group_bytes + column * 4);
+    std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
+    for (std::int64_t v = 0; v < layout.group_bytes; v += kVectorBytes) std::memset(vectors + v, 0, 4);
+    for (int i = 0; i < kGroup; ++i) put_quant(layout.bits, i, group.q[i] + layout.offset, vectors);
   }
 }
 
-void dequantize_nibbles(const PackedMatrix& w, std::int64_t column, const std::uint8_t* panel, float* out) {
-  const NibbleLayout layout = nibble_layout(w.format);
+void dequantize_bits(const PackedMatrix& w, std::int64_t column, const std::uint8_t* panel, float* out) {
+  const BitsLayout layout = bits_layout(w.format);
   for (std::int64_t g = 0; g < w.k / kGroup; ++g, out += kGroup) {
     const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
-    float scale = half_to_float(read<std::uint16_t>(header + column * 2));
-    float minimum = half_to_float(read<std::uint16_t>(header + 32 + column * 2));
-    if (two_level(w.format)) {
-      scale *= static_cast<float>(header[64 + place * 32 + column]);
-      minimum *= static_cast<float>(header[64 + place * 32 + 16 + column]);
-    }
+    const std::uint8_t* factors = header + 64 + place * 32 + column;
     const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
-    for (int i = 0; i < kGroup; ++i) {
-      const int byte = vectors[i / 8 * kVectorBytes + i % 4];
-      int q = i % 8 < 4 ? byte & 15 : byte >> 4;
-      if (five_bits(w.format)) q |= (vectors[4 * kVectorBytes + i % 4] >> (i / 4) & 1) << 4;
-      out[i] = scale * static_cast<float>(q) + minimum;
+    const float d = half_to_float(read<std::uint16_t>(header + column * 2));
+    const float e = half_to_float(read<std::uint16_t>(header + 32 + column * 2));
+    for (int h = 0; h < 2; ++h) {
+      float scale = d, minimum = e;
+      if (two_level(w.format) && layout.parts == 1) {
+        scale *= static_cast<float>(factors[0]), minimum *= static_cast<float>(factors[16]);
+      } else if (two_level(w.format) && layout.has_minimum) {
+        scale *= static_cast<float>(factors[16 * h] & 15), minimum *= static_cast<float>(factors[16 * h] >> 4);
+      } else if (two_level(w.format)) {
+        scale *= static_cast<float>(static_cast<std::int8_t>(factors[16 * h]));
+      }
+      for (int i = 16 * h; i < 16 * h + 16; ++i) {
+        out[i] = scale * static_cast<float>(quant(layout.bits, i, vectors) - layout.offset);
+        if (layout.has_minimum) out[i] += minimum;
+      }
     }
   }
 }
@@ -156,6 +170,12 @@ const char* name(WeightFormat format) {
       return "INT4_K";
     case WeightFormat::INT5_K:
       return "INT5_K";
+    case WeightFormat::INT6_K:
+      return "INT6_K";
+    case WeightFormat::INT3_K:
+      return "INT3_K";
+    case WeightFormat::INT2_K:
+      return "INT2_K";
   }
   refuse("unknown weight format " + std::to_string(static_cast<int>(format)));
 }
@@ -168,15 +188,12 @@ WeightFormat packed_format(SourceType source) {
     case SourceType::F16:
       return WeightFormat::F16;
     case SourceType::Q8_0:
-    case SourceType::Q6_K:
     case SourceType::IQ4_NL:
     case SourceType::IQ4_XS:
       return WeightFormat::INT8_G32;
     case SourceType::Q4_0:
     case SourceType::Q4_1:
-    case SourceType::Q2_K:
       return WeightFormat::INT4_G32;
-    case SourceType::Q3_K:
     case SourceType::Q5_0:
     case SourceType::Q5_1:
       return WeightFormat::INT5_G32;
@@ -184,14 +201,17 @@ WeightFormat packed_format(SourceType source) {
       return WeightFormat::INT4_K;
     case SourceType::Q5_K:
       return WeightFormat::INT5_K;
+    case SourceType::Q6_K:
+      return WeightFormat::INT6_K;
+    case SourceType::Q3_K:
+      return WeightFormat::INT3_K;
+    case SourceType::Q2_K:
+      return WeightFormat::INT2_K;
   }
   refuse("unknown source type " + std::to_string(static_cast<int>(source)));
 }
 
-bool packs_exactly(SourceType source) {
-  return source != SourceType::Q2_K && source != SourceType::Q3_K && source != SourceType::Q6_K &&
-         source != SourceType::IQ4_XS;
-}
+bool packs_exactly(SourceType source) { return source != SourceType::IQ4_XS; }
 
 double bits_per_weight(WeightFormat format) {
   constexpr std::int64_t kInputs = 256;
@@ -251,11 +271,8 @@ void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::
         case WeightFormat::INT8_G32:
           pack_column_int8(source, row, k / kGroup, c, panel);
           break;
-        case WeightFormat::INT4_G32:
-        case WeightFormat::INT5_G32:
-        case WeightFormat::INT4_K:
-        case WeightFormat::INT5_K:
-          pack_column_nibbles(source, target, row, row_index, k / kGroup, c, panel);
+        default:
+          pack_column_bits(source, target, row, row_index, k / kGroup, c, panel);
           break;
       }
     }
@@ -282,11 +299,8 @@ void dequantize_row(const PackedMatrix& w, std::int64_t row, float* out) {
         }
       }
       return;
-    case WeightFormat::INT4_G32:
-    case WeightFormat::INT5_G32:
-    case WeightFormat::INT4_K:
-    case WeightFormat::INT5_K:
-      return dequantize_nibbles(w, column, panel, out);
+    default:
+      return dequantize_bits(w, column, panel, out);
   }
 }
 

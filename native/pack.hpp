@@ -12,8 +12,7 @@ namespace octavo {
 // The format that holds weights of `source` exactly or, where only a much larger one would, closely.
 WeightFormat packed_format(SourceType source);
 
-// Whether packed_format(source) holds every weight exactly. Otherwise scales are rounded to halves (IQ4_XS), or the two
-// scales of a group of 32 become one (Q2_K, Q3_K, Q6_K).
+// Whether packed_format(source) holds every weight exactly. Otherwise scales are rounded to halves (IQ4_XS).
 bool packs_exactly(SourceType source);
 
 const char* name(WeightFormat format);

@@ -13,18 +13,40 @@
 //   INT4_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes s and 16 bytes t, then per group
 //             the 4 vectors of INT4_G32; a group's scale is d * s and its minimum e * t, exact in float (2368 bytes)
 //   INT5_K    as INT4_K, with the 5 vectors of INT5_G32 per group                                      (2880 bytes)
+//   INT6_K    per block of 256 k: 16 half d, 32 bytes of zeros, per group of 32 k 16 signed bytes s for its first and
+//             16 for its last 16 k, then per group the 4 vectors of INT4_G32 and 2 vectors of upper bits: bits 2b and
+//             2b+1 of byte (column, i) of vector h belong to k = 16h+4b+i. The scale of each 16 k is d * s (3392 bytes)
+//   INT3_K    as INT6_K, but per group 2 vectors of lower bits, laid out as those upper bits, and a vector of third
+//             bits, laid out as fifth bits                                                             (1856 bytes)
+//   INT2_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes s + 16 t for its first and 16 for
+//   its
+//             last 16 k, then per group the 2 vectors of lower bits of INT3_K; each 16 k have the scale d * s and the
+//             minimum e * t                                                                            (1344 bytes)
 //
-// A weight is scale * q (INT8) or scale * q + minimum, 0 <= q <= 15 (INT4) or 31 (INT5).
+// A weight is scale * q (INT8), scale * (q - 32) (INT6), scale * (q - 4) (INT3), or scale * q + minimum in the others,
+// with 0 <= q < 2^bits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace octavo {
 
-enum class WeightFormat : std::uint8_t { F32, F16, INT8_G32, INT4_G32, INT5_G32, INT4_K, INT5_K };
+enum class WeightFormat : std::uint8_t {
+  F32,
+  F16,
+  INT8_G32,
+  INT4_G32,
+  INT5_G32,
+  INT4_K,
+  INT5_K,
+  INT6_K,
+  INT3_K,
+  INT2_K,
+};
 
 inline constexpr std::int64_t kPanelColumns = 16;
 inline constexpr std::int64_t kGroup = 32;        // k elements that share a scale
+inline constexpr std::int64_t kPart = 16;         // those that do where a group has two scales
 inline constexpr std::int64_t kVectorBytes = 64;  // of an integer panel: 16 columns of 4 bytes
 
 struct PackedMatrix {
@@ -36,26 +58,40 @@ struct PackedMatrix {
 
 constexpr bool quantised(WeightFormat format) { return format != WeightFormat::F32 && format != WeightFormat::F16; }
 
-// INT4 and INT5 formats: groups with a minimum whose quants lie in nibbles. A block is what shares a header: `groups`
-// groups, after each other, each of `group_bytes` of vectors.
-struct NibbleLayout {
+// Formats of two to six bits, whose quants are spread over vectors. A block is what shares a header: `groups` groups,
+// after each other, each of `group_bytes` of vectors.
+struct BitsLayout {
+  int bits;
+  int parts;         // of a group, each with a scale of its own: 1 of 32 k or 2 of 16
+  int offset;        // a weight is scale * (q - offset)
+  bool has_minimum;  // + minimum
   std::int64_t groups, header_bytes, group_bytes;
   constexpr std::int64_t block_bytes() const { return header_bytes + groups * group_bytes; }
 };
 
-constexpr bool two_level(WeightFormat format) {
-  return format == WeightFormat::INT4_K || format == WeightFormat::INT5_K;
+constexpr BitsLayout bits_layout(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::INT4_G32:
+      return {4, 1, 0, true, 1, 64, 4 * kVectorBytes};
+    case WeightFormat::INT5_G32:
+      return {5, 1, 0, true, 1, 64, 5 * kVectorBytes};
+    case WeightFormat::INT4_K:
+      return {4, 1, 0, true, 8, 64 + 8 * 32, 4 * kVectorBytes};
+    case WeightFormat::INT5_K:
+      return {5, 1, 0, true, 8, 64 + 8 * 32, 5 * kVectorBytes};
+    case WeightFormat::INT6_K:
+      return {6, 2, 32, false, 8, 64 + 8 * 32, 6 * kVectorBytes};
+    case WeightFormat::INT3_K:
+      return {3, 2, 4, false, 8, 64 + 8 * 32, 3 * kVectorBytes};
+    case WeightFormat::INT2_K:
+      return {2, 2, 0, true, 8, 64 + 8 * 32, 2 * kVectorBytes};
+    default:
+      return {};
+  }
 }
 
-constexpr bool five_bits(WeightFormat format) {
-  return format == WeightFormat::INT5_G32 || format == WeightFormat::INT5_K;
-}
-
-constexpr NibbleLayout nibble_layout(WeightFormat format) {
-  const std::int64_t group_bytes = (five_bits(format) ? 5 : 4) * kVectorBytes;
-  if (two_level(format)) return {8, 64 + 8 * 32, group_bytes};
-  return {1, 64, group_bytes};
-}
+// Scales that are a half times a byte.
+constexpr bool two_level(WeightFormat format) { return bits_layout(format).groups > 1; }
 
 // k is a multiple of this.
 constexpr std::int64_t k_unit(WeightFormat format) {
@@ -72,13 +108,9 @@ constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t k) {
       return k * kPanelColumns * 2;
     case WeightFormat::INT8_G32:
       return k / kGroup * (32 + 512);
-    case WeightFormat::INT4_G32:
-    case WeightFormat::INT5_G32:
-    case WeightFormat::INT4_K:
-    case WeightFormat::INT5_K:
-      return k / k_unit(format) * nibble_layout(format).block_bytes();
+    default:
+      return k / k_unit(format) * bits_layout(format).block_bytes();
   }
-  return 0;
 }
 
 }  // namespace octavo

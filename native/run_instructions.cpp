@@ -81,9 +81,10 @@ void Executor::quantise(const float* x, std::int64_t ldx, std::int64_t row, std:
                         const QuantisedSlice& out) {
   const std::int64_t groups = out.width / kGroup;
   isa_.linear->quantize_rows(x, ldx, rows, out.width,
-                             reinterpret_cast<std::int8_t*>(arena_.data() + out.q) + row * out.width,
-                             reinterpret_cast<float*>(arena_.data() + out.scale) + row * groups,
-                             reinterpret_cast<float*>(arena_.data() + out.sum) + row * groups);
+                             {reinterpret_cast<std::int8_t*>(arena_.data() + out.q) + row * out.width,
+                              reinterpret_cast<float*>(arena_.data() + out.scale) + row * groups,
+                              reinterpret_cast<float*>(arena_.data() + out.sum) + row * groups,
+                              reinterpret_cast<std::int16_t*>(arena_.data() + out.part_sum) + row * groups * 2});
 }
 
 void Executor::run_unit(const EmbeddingOp& op, const Cut& cut, std::int64_t unit, float*) {
@@ -127,6 +128,7 @@ void Executor::run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, f
         a.q = reinterpret_cast<const std::int8_t*>(arena_.data() + q.q) + first_row * q.width;
         a.scale = reinterpret_cast<const float*>(arena_.data() + q.scale) + first_row * groups;
         a.sum = reinterpret_cast<const float*>(arena_.data() + q.sum) + first_row * groups;
+        a.part_sum = reinterpret_cast<const std::int16_t*>(arena_.data() + q.part_sum) + first_row * groups * 2;
       } else {
         a.f = row(*op.x, first_row);
         a.ldf = op.x->stride;

@@ -35,9 +35,13 @@ void fill(SourceGroup& out, float scale, float minimum, Quant quant) {
   for (int i = 0; i < 32; ++i) out.q[i] = static_cast<std::int8_t>(quant(i));
 }
 
-template <class Scale, class Minimum, class Quant>
-void fill_halves(SourceGroup& out, Scale scale, Minimum minimum, Quant quant) {
-  for (int h = 0; h < 2; ++h) out.scale[h] = scale(h), out.minimum[h] = minimum(h);
+template <class Quant>
+void fill(SourceGroup& out, const TwoLevelScale& f, Quant quant) {
+  const float d = half_to_float(f.d), m = half_to_float(f.m);
+  for (int h = 0; h < 2; ++h) {
+    out.scale[h] = d * static_cast<float>(f.s[h]);
+    out.minimum[h] = -(m * static_cast<float>(f.t[h]));
+  }
   for (int i = 0; i < 32; ++i) out.q[i] = static_cast<std::int8_t>(quant(i));
 }
 
@@ -115,17 +119,39 @@ BlockShape block_shape(SourceType source) {
 
 TwoLevelScale read_two_level_scale(SourceType source, const std::uint8_t* row, std::int64_t g) {
   const std::uint8_t* b = row + g / 8 * block_shape(source).bytes;
-  const std::uint8_t* p = b + 4;  // 12 bytes: six bits of s and t of the first four groups, the rest around them
   const auto i = static_cast<int>(g % 8);
-  int s, t;
-  if (i < 4) {
-    s = p[i] & 63, t = p[i + 4] & 63;
-  } else {
-    s = (p[i + 4] & 15) | (p[i - 4] >> 6) << 4;
-    t = p[i + 4] >> 4 | (p[i] >> 6) << 4;
+  TwoLevelScale out{};
+  const auto set = [&](int h, int s, int t) {
+    out.s[h] = static_cast<std::int8_t>(s), out.t[h] = static_cast<std::uint8_t>(t);
+  };
+  switch (source) {
+    case SourceType::Q4_K:
+    case SourceType::Q5_K: {
+      out.d = read<std::uint16_t>(b), out.m = read<std::uint16_t>(b + 2);
+      const std::uint8_t* p = b + 4;  // 12 bytes: six bits of s and t of the first four groups, the rest around them
+      const int s = i < 4 ? p[i] & 63 : (p[i + 4] & 15) | (p[i - 4] >> 6) << 4;
+      const int t = i < 4 ? p[i + 4] & 63 : p[i + 4] >> 4 | (p[i] >> 6) << 4;
+      set(0, s, t), set(1, s, t);
+      break;
+    }
+    case SourceType::Q2_K:
+      out.d = read<std::uint16_t>(b + 80), out.m = read<std::uint16_t>(b + 82);
+      for (int h = 0; h < 2; ++h) set(h, b[2 * i + h] & 15, b[2 * i + h] >> 4);
+      break;
+    case SourceType::Q3_K:
+      out.d = read<std::uint16_t>(b + 108);
+      for (int h = 0; h < 2; ++h) {
+        set(h, (field<8, 4>(b + 96, 2 * i + h) | field<4, 2>(b + 104, 2 * i + h) << 4) - 32, 0);
+      }
+      break;
+    case SourceType::Q6_K:
+      out.d = read<std::uint16_t>(b + 208);
+      for (int h = 0; h < 2; ++h) set(h, b[192 + 2 * i + h], 0);
+      break;
+    default:
+      throw std::invalid_argument(std::string(name(source)) + " has no scales of two levels");
   }
-  return {read<std::uint16_t>(b), read<std::uint16_t>(b + 2), static_cast<std::uint8_t>(s),
-          static_cast<std::uint8_t>(t)};
+  return out;
 }
 
 void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, SourceGroup& out) {
@@ -133,7 +159,6 @@ void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, Sour
   const std::int64_t groups = shape.length / 32;
   const std::uint8_t* b = row + g / groups * shape.bytes;
   const int sub = static_cast<int>(g % groups), e = 32 * sub;  // the group's and its first weight's place in the block
-  const auto none = [](int) { return 0.0f; };
   switch (source) {
     case SourceType::F32:
     case SourceType::F16:
@@ -154,36 +179,18 @@ void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, Sour
     case SourceType::IQ4_NL:
       return fill(out, read_half(b), 0, [=](int i) { return kIq4Levels[field<16, 4>(b + 2, i)]; });
     case SourceType::Q4_K:
-    case SourceType::Q5_K: {
-      const TwoLevelScale f = read_two_level_scale(source, row, g);
-      const float scale = half_to_float(f.d) * f.s, minimum = -(half_to_float(f.m) * f.t);
-      if (source == SourceType::Q4_K)
-        return fill(out, scale, minimum, [=](int i) { return field<32, 4>(b + 16, e + i); });
-      return fill(out, scale, minimum,
+      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<32, 4>(b + 16, e + i); });
+    case SourceType::Q5_K:
+      return fill(out, read_two_level_scale(source, row, g),
                   [=](int i) { return field<32, 4>(b + 48, e + i) | field<32, 1>(b + 16, e + i) << 4; });
-    }
-    case SourceType::Q2_K: {
-      const float d = read_half(b + 80), m = read_half(b + 82);
-      return fill_halves(
-          out, [=](int h) { return d * static_cast<float>(b[2 * sub + h] & 15); },
-          [=](int h) { return -(m * static_cast<float>(b[2 * sub + h] >> 4)); },
-          [=](int i) { return field<32, 2>(b + 16, e + i); });
-    }
-    case SourceType::Q3_K: {
-      const float d = read_half(b + 108);
-      const auto scale = [=](int h) {
-        const int s = field<8, 4>(b + 96, 2 * sub + h) | field<4, 2>(b + 104, 2 * sub + h) << 4;
-        return d * static_cast<float>(s - 32);
-      };
-      return fill_halves(out, scale, none,
-                         [=](int i) { return (field<32, 2>(b + 32, e + i) | field<32, 1>(b, e + i) << 2) - 4; });
-    }
-    case SourceType::Q6_K: {
-      const float d = read_half(b + 208);
-      return fill_halves(
-          out, [=](int h) { return d * static_cast<float>(static_cast<std::int8_t>(b[192 + 2 * sub + h])); }, none,
-          [=](int i) { return (field<64, 4>(b, e + i) | field<32, 2>(b + 128, e + i) << 4) - 32; });
-    }
+    case SourceType::Q2_K:
+      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<32, 2>(b + 16, e + i); });
+    case SourceType::Q3_K:
+      return fill(out, read_two_level_scale(source, row, g),
+                  [=](int i) { return (field<32, 2>(b + 32, e + i) | field<32, 1>(b, e + i) << 2) - 4; });
+    case SourceType::Q6_K:
+      return fill(out, read_two_level_scale(source, row, g),
+                  [=](int i) { return (field<64, 4>(b, e + i) | field<32, 2>(b + 128, e + i) << 4) - 32; });
     case SourceType::IQ4_XS: {
       const int s = field<1, 4>(b + 4, sub) | field<1, 2>(b + 2, sub) << 4;
       return fill(out, read_half(b) * static_cast<float>(s - 32), 0,

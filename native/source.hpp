@@ -43,16 +43,18 @@ constexpr bool float_source(SourceType source) {
 // 32 consecutive weights: weight i is scale[i / 16] * q[i] + minimum[i / 16], each operation rounded once.
 struct SourceGroup {
   float scale[2], minimum[2];
-  std::int8_t q[32];  // 0 … 15 or 31 in types with nibbles, except those with a table; signed in the others
+  std::int8_t q[32];  // signed where the type has no minimum, and 0 … 2^bits - 1 elsewhere
 };
 
 // Group g of a row of a type that is no float.
 void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, SourceGroup& out);
 
-// The numbers that Q4_K and Q5_K multiply for group g: its scale is d * s, its minimum -m * t.
+// The numbers that types of two levels multiply for group g: scale[h] is d * s[h], minimum[h] is -m * t[h]. m is 0
+// where there is no minimum.
 struct TwoLevelScale {
   std::uint16_t d, m;  // halves
-  std::uint8_t s, t;
+  std::int8_t s[2];
+  std::uint8_t t[2];
 };
 
 TwoLevelScale read_two_level_scale(SourceType source, const std::uint8_t* row, std::int64_t g);

@@ -118,7 +118,8 @@ struct FormatName {
 constexpr FormatName kFormats[] = {{"f32", WeightFormat::F32},       {"f16", WeightFormat::F16},
                                    {"int8", WeightFormat::INT8_G32}, {"int5", WeightFormat::INT5_G32},
                                    {"int4", WeightFormat::INT4_G32}, {"int5k", WeightFormat::INT5_K},
-                                   {"int4k", WeightFormat::INT4_K}};
+                                   {"int4k", WeightFormat::INT4_K},  {"int6k", WeightFormat::INT6_K},
+                                   {"int3k", WeightFormat::INT3_K},  {"int2k", WeightFormat::INT2_K}};
 
 // Plausible bytes: floats around 1, quants of any value, scales around 2^-7.
 void fill(const PackedMatrix& w, std::uint8_t* data) {
@@ -148,6 +149,7 @@ struct Rows {
   std::int8_t* q = allocate<std::int8_t>(kMostRows * kMostInputs);
   float* scale = allocate<float>(kMostRows * kMostInputs / kGroup);
   float* sum = allocate<float>(kMostRows * kMostInputs / kGroup);
+  std::int16_t* part_sum = allocate<std::int16_t>(kMostRows * kMostInputs / kPart);
   float* out = allocate<float>(kMostRows * (kHead.n + 16));
 };
 
@@ -159,11 +161,12 @@ void multiply(Team& team, const LinearKernels& kernels, const PackedMatrix& w, s
   if (quantised(w.format)) {
     const auto quantise = [&](int t) {
       const std::int64_t begin = m * t / size, end = m * (t + 1) / size;
-      kernels.quantize_rows(rows.x + begin * w.k, w.k, end - begin, w.k, rows.q + begin * w.k,
-                            rows.scale + begin * groups, rows.sum + begin * groups);
+      kernels.quantize_rows(rows.x + begin * w.k, w.k, end - begin, w.k,
+                            {rows.q + begin * w.k, rows.scale + begin * groups, rows.sum + begin * groups,
+                             rows.part_sum + begin * groups * 2});
     };
     if (m == 1) {
-      kernels.quantize_rows(rows.x, w.k, 1, w.k, rows.q, rows.scale, rows.sum);
+      kernels.quantize_rows(rows.x, w.k, 1, w.k, {rows.q, rows.scale, rows.sum, rows.part_sum});
     } else {
       team.run(quantise);
     }
@@ -171,7 +174,7 @@ void multiply(Team& team, const LinearKernels& kernels, const PackedMatrix& w, s
   team.run([&](int) {
     for (std::int64_t c; (c = next++) < chunks;) {
       const std::int64_t begin = num_panels(w) * c / chunks, end = num_panels(w) * (c + 1) / chunks;
-      kernels.linear(w, {rows.x, w.k, rows.q, rows.scale, rows.sum}, m, begin, end,
+      kernels.linear(w, {rows.x, w.k, rows.q, rows.scale, rows.sum, rows.part_sum}, m, begin, end,
                      {rows.out, w.n + padding, nullptr, nullptr, 0});
     }
   });
@@ -234,7 +237,8 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
     std::fflush(stdout);
   }
   for (const PackedMatrix& w : matrices) std::free(const_cast<std::uint8_t*>(w.data));
-  std::free(rows.x), std::free(rows.q), std::free(rows.scale), std::free(rows.sum), std::free(rows.out);
+  std::free(rows.x), std::free(rows.q), std::free(rows.scale), std::free(rows.sum), std::free(rows.part_sum),
+      std::free(rows.out);
 }
 
 void print_limits(int threads) {

@@ -16,7 +16,17 @@ struct Activations {
   std::int64_t ldf;
   const std::int8_t* q;  // (m, k) bytes in [-127, 127], row stride k
   const float* scale;    // (m, k / 32)
-  const float* sum;      // (m, k / 32): scale * sum of the group's q, for the minimum of INT4 and INT5
+  const float* sum;      // (m, k / 32): scale * sum of the group's q, for its minimum
+  // (m, k / 32, 2): sums of q over the group's first and last 16, for scales and minimums of 16.
+  const std::int16_t* part_sum;
+};
+
+// Where quantised rows are written: members as those of Activations.
+struct QuantisedRows {
+  std::int8_t* q;
+  float* scale;
+  float* sum;
+  std::int16_t* part_sum;
 };
 
 // out = x W^T (+ bias) (+ residual); residual may alias out. Only the matrix's n columns are written.
@@ -32,8 +42,7 @@ struct LinearKernels {
   // Per row and group of 32: scale = max|x| / 127, q = round-to-nearest-even(x / scale). A group whose max|x| is below
   // 127 * 2^-126 becomes zeros with scale 0; if it is 2^120 or more, infinite or NaN, scale and sum are NaN, and so is
   // every output of the row.
-  void (*quantize_rows)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q,
-                        float* scale, float* sum);
+  void (*quantize_rows)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const QuantisedRows& out);
   // Rows 0 … m-1 times the columns of panels panel_begin … panel_end-1. out, bias and residual are the whole matrix's.
   void (*linear)(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                  std::int64_t panel_end, const LinearOutput& out);

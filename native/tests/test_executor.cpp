@@ -39,8 +39,9 @@ struct Model {
   }
   QuantisedSlice quantised(std::int64_t width) {
     const std::int64_t q = arena_bytes, scale = q + kTokens * width, sum = scale + kTokens * width / kGroup * 4;
-    arena_bytes = sum + kTokens * width / kGroup * 4;
-    return {q, scale, sum, width, false};
+    const std::int64_t part_sum = sum + kTokens * width / kGroup * 4;
+    arena_bytes = part_sum + kTokens * width / kGroup * 4;
+    return {q, scale, sum, part_sum, width, false};
   }
   int matrix(SourceType source, std::int64_t n, std::int64_t k, Random& random) {
     const WeightFormat format = packed_format(source);

@@ -93,9 +93,11 @@ void test_quantise(const IsaFamily& family, Random& random) {
   const auto run = [&](const Buffer<float>& x) {
     compare(family, "quantize_rows", [&](const IsaFamily& isa) {
       Buffer<std::int8_t> q(rows * k);
-      Buffer<float> out(2 * groups + rows * k);
-      isa.linear->quantize_rows(x.data(), ldx, rows, k, q.data(), out.data(), out.data() + groups);
-      for (std::int64_t i = 0; i < rows * k; ++i) out[2 * groups + i] = q[i];
+      Buffer<std::int16_t> part_sum(2 * groups);
+      Buffer<float> out(4 * groups + rows * k);
+      isa.linear->quantize_rows(x.data(), ldx, rows, k, {q.data(), out.data(), out.data() + groups, part_sum.data()});
+      for (std::int64_t i = 0; i < 2 * groups; ++i) out[2 * groups + i] = part_sum[i];
+      for (std::int64_t i = 0; i < rows * k; ++i) out[4 * groups + i] = q[i];
       return out;
     });
   };
@@ -136,14 +138,17 @@ void test_linear(const IsaFamily& family, WeightFormat format, std::int64_t n, s
     const Buffer<float> x = normal_floats(m * k, random), residual = normal_floats(m * n, random);
     Buffer<std::int8_t> q(quantised(format) ? m * k : 0);
     Buffer<float> scale(q.size() / kGroup), sum(q.size() / kGroup);
-    if (quantised(format)) scalar().linear->quantize_rows(x.data(), k, m, k, q.data(), scale.data(), sum.data());
+    Buffer<std::int16_t> part_sum(2 * scale.size());
+    if (quantised(format)) {
+      scalar().linear->quantize_rows(x.data(), k, m, k, {q.data(), scale.data(), sum.data(), part_sum.data()});
+    }
     const std::int64_t begin = below(random, num_panels(w)), end = begin + 1 + below(random, num_panels(w) - begin);
     const std::string what = "linear, format " + std::to_string(static_cast<int>(format)) + ", n=" + std::to_string(n) +
                              ", k=" + std::to_string(k) + ", m=" + std::to_string(m);
     for (const bool more : {false, true}) {
       compare(family, what, [&](const IsaFamily& isa) {
         Buffer<float> out(m * n, 12345.0f);
-        const Activations a{x.data(), k, q.data(), scale.data(), sum.data()};
+        const Activations a{x.data(), k, q.data(), scale.data(), sum.data(), part_sum.data()};
         const LinearOutput o{out.data(), n, more ? bias.data() : nullptr, more ? residual.data() : nullptr, n};
         isa.linear->linear(w, a, m, begin, end, o);
         return out;
@@ -282,7 +287,7 @@ void test_family(const IsaFamily& family) {
   test_quantise(family, random);
   for (const WeightFormat format :
        {WeightFormat::F32, WeightFormat::F16, WeightFormat::INT8_G32, WeightFormat::INT4_G32, WeightFormat::INT5_G32,
-        WeightFormat::INT4_K, WeightFormat::INT5_K}) {
+        WeightFormat::INT4_K, WeightFormat::INT5_K, WeightFormat::INT6_K, WeightFormat::INT3_K, WeightFormat::INT2_K}) {
     test_linear(family, format, 150, 3 * k_unit(format), random);
     test_linear(family, format, 1, k_unit(format), random);
     test_linear(family, format, 48, quantised(format) ? 2048 : 199, random);

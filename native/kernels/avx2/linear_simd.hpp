@@ -61,7 +61,7 @@ void linear_float(const PackedMatrix& w, const Activations& a, std::int64_t m, s
                   std::int64_t panel_end, const LinearOutput& out);
 void linear_int8(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                  std::int64_t panel_end, const LinearOutput& out);
-void linear_nibbles(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
-                    std::int64_t panel_end, const LinearOutput& out);
+void linear_bits(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
+                 std::int64_t panel_end, const LinearOutput& out);
 
 }  // namespace octavo::avx2

@@ -1,8 +1,7 @@
 // INT8_G32 weights times quantised rows. Per group of 32: an exact integer sum S, then acc = fma(float(S), ws * xs,
 // acc), groups in order.
 //
-// vpdpbusd wants an unsigned factor: w + 128. A group's sum then starts from -128 times the sum of its x, which is
-// recovered from `sum` and `scale`: |sum of x| <= 4064, so their quotient rounds to it exactly.
+// vpdpbusd wants an unsigned factor: w + 128. A group's sum then starts from -128 times the sum of its x.
 #include "linear_simd.hpp"
 
 namespace octavo::avx512 {
@@ -11,12 +10,10 @@ namespace {
 constexpr std::int64_t kGroupBytes = panel_bytes(WeightFormat::INT8_G32, kGroup);
 constexpr std::int64_t kStretch = 16;  // groups whose offsets one vector holds
 
-// -128 times the sums of x of up to 16 groups. Where scale is 0 or NaN the result does not matter: it is multiplied by
-// it.
-OCTAVO_INLINE inline __m512i offsets(const float* scale, const float* sum, std::int64_t groups) {
+// -128 times the sums of x of up to 16 groups.
+OCTAVO_INLINE inline __m512i offsets(const std::int16_t* part_sum, std::int64_t groups) {
   const auto mask = static_cast<__mmask16>((1u << groups) - 1);
-  const __m512 quotient = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, sum), _mm512_maskz_loadu_ps(mask, scale));
-  return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_cvtps_epi32(quotient)), 7);
+  return _mm512_madd_epi16(_mm512_maskz_loadu_epi32(mask, part_sum), _mm512_set1_epi16(-128));
 }
 
 // R rows by P panels: tile t of the `tiles` that pass over this strip.
@@ -27,7 +24,7 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
   const std::uint8_t* p = w.data + panel * stride;
   const std::int8_t* q = a.q + row * w.k;
   const float* scale = a.scale + row * groups;
-  const float* x_sum = a.sum + row * groups;
+  const std::int16_t* part_sum = a.part_sum + row * groups * 2;
   const __m512i to_unsigned = _mm512_set1_epi8(-128);
   Ahead ahead = ahead_of(p, stride * P, kGroupBytes * P, t, tiles);
   __m512 acc[R][P];
@@ -41,10 +38,8 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
   for (std::int64_t g = 0; g < groups; ++g, p += kGroupBytes) {
     if (g % kStretch == 0) {
       const std::int64_t stretch = groups - g < kStretch ? groups - g : kStretch;
-      unroll<R>([&](auto i) OCTAVO_INLINE {
-        const std::int64_t at = i * groups + g;
-        _mm512_store_si512(start[i], offsets(scale + at, x_sum + at, stretch));
-      });
+      unroll<R>([&](auto i)
+                    OCTAVO_INLINE { _mm512_store_si512(start[i], offsets(part_sum + 2 * (i * groups + g), stretch)); });
     }
     __m512i sum[R][P];
     unroll<R>([&](auto i) OCTAVO_INLINE {

@@ -16,7 +16,7 @@ std::uint16_t read_half(const std::uint8_t* p) {
 }
 
 // One group of 32. Its largest magnitude decides; no comparison holds for NaN.
-void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum) {
+void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum, std::int16_t* part_sum) {
   constexpr float kLeast = 127 * 0x1p-126f;  // below it the scale would be subnormal
   constexpr float kMost = 0x1p120f;          // from here on the sum might overflow
   float most = 0.0f;
@@ -29,24 +29,27 @@ void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum) {
   if (!sound || most < kLeast) {
     for (int i = 0; i < kGroup; ++i) q[i] = 0;
     *scale = *sum = sound ? 0.0f : __builtin_nanf("");
+    part_sum[0] = part_sum[1] = 0;
     return;
   }
   *scale = most / 127.0f;
-  std::int32_t total = 0;
+  std::int32_t totals[2] = {};
   for (int i = 0; i < kGroup; ++i) {
     const auto n = static_cast<std::int32_t>(round_to_even(x[i] / *scale));
     q[i] = static_cast<std::int8_t>(n);
-    total += n;
+    totals[i / kPart] += n;
   }
-  *sum = *scale * static_cast<float>(total);
+  *sum = *scale * static_cast<float>(totals[0] + totals[1]);
+  for (int h = 0; h < 2; ++h) part_sum[h] = static_cast<std::int16_t>(totals[h]);
 }
 
-void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, std::int8_t* q, float* scale,
-                   float* sum) {
+void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const QuantisedRows& out) {
   const std::int64_t groups = k / kGroup;
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t g = 0; g < groups; ++g) {
-      quantize_group(x + r * ldx + g * kGroup, q + r * k + g * kGroup, scale + r * groups + g, sum + r * groups + g);
+      const std::int64_t at = r * groups + g;
+      quantize_group(x + r * ldx + g * kGroup, out.q + at * kGroup, out.scale + at, out.sum + at,
+                     out.part_sum + 2 * at);
     }
   }
 }
@@ -79,51 +82,72 @@ void multiply_floats(const std::uint8_t* panel, const Activations& a, std::int64
   }
 }
 
-// A group of 32 inputs of a panel, spread out: a weight is scale * q + minimum.
+// A group of 32 inputs of a panel, spread out: a weight is scale * q + minimum, with a scale and a minimum for each
+// `parts`-th of the group.
 struct Group {
   std::int8_t q[kPanelColumns][kGroup];
-  float scale[kPanelColumns];
-  float minimum[kPanelColumns];
+  float scale[2][kPanelColumns];
+  float minimum[2][kPanelColumns];
+  int parts;
   bool has_minimum;
 };
 
 void spread_int8(const std::uint8_t* panel, std::int64_t g, Group& group) {
   const std::uint8_t* p = panel + g * panel_bytes(WeightFormat::INT8_G32, kGroup);
   const std::uint8_t* vectors = p + 2 * kPanelColumns;
+  group.parts = 1;
   group.has_minimum = false;
   for (int c = 0; c < kPanelColumns; ++c) {
-    group.scale[c] = to_float(read_half(p + 2 * c));
+    group.scale[0][c] = to_float(read_half(p + 2 * c));
     for (int i = 0; i < kGroup; ++i)
       group.q[c][i] = static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + 4 * c + i % 4]);
   }
 }
 
-// INT4 and INT5 formats: nibbles, fifth bits where there are any, and a minimum. In two-level formats the halves are
-// multiplied by a byte per group, exactly.
-void spread_nibbles(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Group& group) {
-  const NibbleLayout layout = nibble_layout(format);
+// Quant i of the column whose bytes in a group's first vector are at `vectors`.
+int quant(int bits, const std::uint8_t* vectors, int i) {
+  const auto pair = [i](const std::uint8_t* v) { return v[i / 16 * kVectorBytes + i % 4] >> (i / 4 % 4 * 2) & 3; };
+  const auto single = [i](const std::uint8_t* v) { return v[i % 4] >> i / 4 & 1; };
+  if (bits < 4) return pair(vectors) | (bits == 3 ? single(vectors + 2 * kVectorBytes) << 2 : 0);
+  const int byte = vectors[i / 8 * kVectorBytes + i % 4];
+  const int low = i % 8 < 4 ? byte & 15 : byte >> 4;
+  const std::uint8_t* upper = vectors + 4 * kVectorBytes;
+  return low | (bits == 5 ? single(upper) : bits == 6 ? pair(upper) : 0) << 4;
+}
+
+// Formats of two to six bits. In two-level formats the halves are multiplied by a byte for each scale and minimum,
+// exactly.
+void spread_bits(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Group& group) {
+  const BitsLayout layout = bits_layout(format);
   const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
   const std::int64_t place = g % layout.groups;
+  const std::uint8_t* factors = header + 4 * kPanelColumns + place * 2 * kPanelColumns;
   const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes;
-  group.has_minimum = true;
+  group.parts = layout.parts;
+  group.has_minimum = layout.has_minimum;
   for (int c = 0; c < kPanelColumns; ++c) {
-    group.scale[c] = to_float(read_half(header + 2 * c));
-    group.minimum[c] = to_float(read_half(header + 2 * kPanelColumns + 2 * c));
-    if (two_level(format)) {
-      const std::uint8_t* factors = header + 4 * kPanelColumns + place * 2 * kPanelColumns;
-      group.scale[c] *= static_cast<float>(factors[c]);
-      group.minimum[c] *= static_cast<float>(factors[kPanelColumns + c]);
+    const float d = to_float(read_half(header + 2 * c)), e = to_float(read_half(header + 2 * kPanelColumns + 2 * c));
+    for (int part = 0; part < layout.parts; ++part) {
+      const int factor = factors[part * kPanelColumns + c];
+      if (!two_level(format)) {
+        group.scale[part][c] = d, group.minimum[part][c] = e;
+      } else if (layout.parts == 1) {
+        group.scale[0][c] = d * static_cast<float>(factor);
+        group.minimum[0][c] = e * static_cast<float>(factors[kPanelColumns + c]);
+      } else if (layout.has_minimum) {
+        group.scale[part][c] = d * static_cast<float>(factor & 15);
+        group.minimum[part][c] = e * static_cast<float>(factor >> 4);
+      } else {
+        group.scale[part][c] = d * static_cast<float>(static_cast<std::int8_t>(factor));
+      }
     }
-    for (int i = 0; i < kGroup; ++i) {
-      const int byte = vectors[i / 8 * kVectorBytes + 4 * c + i % 4];
-      const int fifth = five_bits(format) ? vectors[4 * kVectorBytes + 4 * c + i % 4] >> i / 4 & 1 : 0;
-      group.q[c][i] = static_cast<std::int8_t>((i % 8 < 4 ? byte & 15 : byte >> 4) | fifth << 4);
-    }
+    for (int i = 0; i < kGroup; ++i)
+      group.q[c][i] = static_cast<std::int8_t>(quant(layout.bits, vectors + 4 * c, i) - layout.offset);
   }
 }
 
-// Integer weights: per group an exact sum S, then acc = fma(S, scale * x_scale, acc) and, where there are minimums,
-// acc = fma(minimum, x_sum, acc).
+// Integer weights: per group, or each half of it, an exact sum S, then acc = fma(S, scale * x_scale, acc) and, where
+// there are minimums, acc = fma(minimum, x_sum, acc). x_sum is a group's or x_scale * a half's.
 template <class Spread>
 void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k,
                      Sums* acc) {
@@ -131,14 +155,19 @@ void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, st
   Group group;
   for (std::int64_t g = 0; g < groups; ++g) {
     spread(g, group);
+    const auto length = kGroup / group.parts;
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t at = (row + r) * groups + g;
-      const std::int8_t* x = a.q + at * kGroup;
-      for (int c = 0; c < kPanelColumns; ++c) {
-        std::int32_t sum = 0;
-        for (int i = 0; i < kGroup; ++i) sum += group.q[c][i] * x[i];
-        acc[r][c] = std::fma(static_cast<float>(sum), group.scale[c] * a.scale[at], acc[r][c]);
-        if (group.has_minimum) acc[r][c] = std::fma(group.minimum[c], a.sum[at], acc[r][c]);
+      for (int part = 0; part < group.parts; ++part) {
+        const std::int8_t* x = a.q + at * kGroup + part * length;
+        const float x_sum = group.parts == 1 ? a.sum[at] : a.scale[at] * static_cast<float>(a.part_sum[2 * at + part]);
+        for (int c = 0; c < kPanelColumns; ++c) {
+          const std::int8_t* q = group.q[c] + part * length;
+          std::int32_t sum = 0;
+          for (int i = 0; i < length; ++i) sum += q[i] * x[i];
+          acc[r][c] = std::fma(static_cast<float>(sum), group.scale[part][c] * a.scale[at], acc[r][c]);
+          if (group.has_minimum) acc[r][c] = std::fma(group.minimum[part][c], x_sum, acc[r][c]);
+        }
       }
     }
   }
@@ -154,11 +183,8 @@ void multiply(const PackedMatrix& w, const std::uint8_t* panel, const Activation
     case WeightFormat::INT8_G32:
       return multiply_groups([&](std::int64_t g, Group& group) { spread_int8(panel, g, group); }, a, row, rows, w.k,
                              acc);
-    case WeightFormat::INT4_G32:
-    case WeightFormat::INT5_G32:
-    case WeightFormat::INT4_K:
-    case WeightFormat::INT5_K:
-      return multiply_groups([&](std::int64_t g, Group& group) { spread_nibbles(w.format, panel, g, group); }, a, row,
+    default:
+      return multiply_groups([&](std::int64_t g, Group& group) { spread_bits(w.format, panel, g, group); }, a, row,
                              rows, w.k, acc);
   }
 }

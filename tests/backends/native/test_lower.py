@@ -131,8 +131,8 @@ def test_no_two_living_operands_share_memory(integer, rows: tuple[int, int]) -> 
     def spans(operand: Value | Quantised) -> list[tuple[int, int]]:
         if isinstance(operand, Quantised):
             n, width = max_rows[operand.value.rows], operand.value.width
-            q, scale, total = quantised_parts(arena, operand, n)
-            return [(q, q + n * width), (scale, scale + n * width // 8), (total, total + n * width // 8)]
+            q, *others = quantised_parts(arena, operand, n)
+            return [(q, q + n * width), *((begin, begin + n * width // 8) for begin in others)]
         spec = program.buffers[operand.buffer]
         begin = arena.offset(operand)
         return [(begin, begin + 4 * row_stride(spec.width) * max_rows[spec.rows])]

@@ -58,7 +58,7 @@ class Arena:
     def _size(self, operand: Operand) -> int:
         if isinstance(operand, Quantised):
             rows, width = self._max_rows[operand.value.rows], operand.value.width
-            return round_up(rows * width, ALIGNMENT) + 2 * round_up(rows * (width // GROUP) * 4, ALIGNMENT)
+            return round_up(rows * width, ALIGNMENT) + 3 * round_up(rows * (width // GROUP) * 4, ALIGNMENT)
         spec = self._program.buffers[operand.buffer]
         return round_up(self._max_rows[spec.rows] * row_stride(spec.width) * 4, ALIGNMENT)
 
@@ -83,11 +83,12 @@ def _key(operand: Operand) -> int | Quantised:
     return operand if isinstance(operand, Quantised) else operand.buffer
 
 
-def quantised_parts(arena: Arena, operand: Quantised, max_rows: int) -> tuple[int, int, int]:
-    """Offsets of the bytes, the scales and the sums."""
+def quantised_parts(arena: Arena, operand: Quantised, max_rows: int) -> tuple[int, int, int, int]:
+    """Offsets of the bytes, the scales, the sums per group and the pairs of sums of its halves."""
     q = arena.offset(operand)
     scale = q + round_up(max_rows * operand.value.width, ALIGNMENT)
-    return q, scale, scale + round_up(max_rows * (operand.value.width // GROUP) * 4, ALIGNMENT)
+    num_bytes = round_up(max_rows * (operand.value.width // GROUP) * 4, ALIGNMENT)
+    return q, scale, scale + num_bytes, scale + 2 * num_bytes
 
 
 def float_place(arena: Arena, value: Value, program: Program) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from octavo.program import Rope, Value
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The rows of ``value`` as bytes in [-127, 127] with a scale and a scaled sum per group of 32."""
+    """The rows of ``value`` as bytes in [-127, 127] with a scale and a scaled sum per group of 32 and a sum per half of it."""
 
     value: Value
 

@@ -1,0 +1,78 @@
+// How the AVX-512 family reads formats of two to six bits: quants, scales and minimums of a panel. Local to each unit
+// that includes it (see unroll.hpp).
+#pragma once
+#include "linear_simd.hpp"
+
+namespace octavo::avx512 {
+namespace {
+
+// `header` is a block's start, `vectors` that of a group's vectors, `part` a half of the group where each has its
+// scale, else 0.
+template <WeightFormat Format>
+struct Weights {
+  static constexpr BitsLayout kLayout = bits_layout(Format);
+  static constexpr std::int64_t kBlockBytes = kLayout.block_bytes();
+  static constexpr std::int64_t kGroupBytes = kBlockBytes / kLayout.groups;  // on average
+  static constexpr int kParts = kLayout.parts;
+  static constexpr int kVectors = 8 / kParts;  // of four k, in a part
+  static constexpr int kOffset = kLayout.offset;
+  static constexpr bool kMinimum = kLayout.has_minimum;
+
+  OCTAVO_INLINE static const std::uint8_t* vectors(const std::uint8_t* header, std::int64_t group) {
+    return header + kLayout.header_bytes + group * kLayout.group_bytes;
+  }
+
+  OCTAVO_INLINE static __m512 scale(const std::uint8_t* header, std::int64_t group, int part) {
+    const __m512 d = load_halves(header);
+    if constexpr (!two_level(Format)) return d;
+    const __m128i bytes = load_sixteen(header + 64 + 32 * group + 16 * part);
+    if constexpr (kOffset != 0) return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
+    const __m512i factors = _mm512_cvtepu8_epi32(bytes);
+    if constexpr (kParts == 1) return _mm512_mul_ps(d, _mm512_cvtepi32_ps(factors));
+    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(factors, _mm512_set1_epi32(15))));
+  }
+
+  OCTAVO_INLINE static __m512 minimum(const std::uint8_t* header, std::int64_t group, int part) {
+    const __m512 e = load_halves(header + 32);
+    if constexpr (!two_level(Format)) return e;
+    const int row = kParts == 1 ? 1 : part;
+    const __m512i factors = _mm512_cvtepu8_epi32(load_sixteen(header + 64 + 32 * group + 16 * row));
+    return _mm512_mul_ps(e, _mm512_cvtepi32_ps(kParts == 1 ? factors : _mm512_srli_epi32(factors, 4)));
+  }
+
+  // The quants of k = 4 V … 4 V + 3 of a group, as bytes.
+  template <int V>
+  OCTAVO_INLINE static __m512i quants(const std::uint8_t* vectors) {
+    const auto load = [vectors](int vector) OCTAVO_INLINE { return _mm512_loadu_si512(vectors + 64 * vector); };
+    constexpr int kBits = kLayout.bits;
+    const __m512i none = _mm512_setzero_si512();
+    if constexpr (kBits < 4) {
+      const __m512i low = with_field<2 * (V % 4), 2, 0>(none, load(V / 4));
+      if constexpr (kBits == 2) return low;
+      return with_field<V, 1, 2>(low, load(2));
+    }
+    const __m512i low = with_field<V % 2 * 4, 4, 0>(none, load(V / 2));
+    if constexpr (kBits == 5) return with_field<V, 1, 4>(low, load(4));
+    if constexpr (kBits == 6) return with_field<2 * (V % 4), 2, 4>(low, load(4 + V / 4));
+    return low;
+  }
+
+ private:
+  OCTAVO_INLINE static __m128i load_sixteen(const std::uint8_t* p) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
+
+  // Bits From … From + Width - 1 of every byte, at bit To, besides what q has.
+  template <int From, int Width, int To>
+  OCTAVO_INLINE static __m512i with_field(__m512i q, __m512i bytes) {
+    constexpr int kUp = To > From ? To - From : 0, kDown = From > To ? From - To : 0;
+    if constexpr (kUp > 0) bytes = _mm512_slli_epi16(bytes, kUp);
+    if constexpr (kDown > 0) bytes = _mm512_srli_epi16(bytes, kDown);
+    const __m512i mask = _mm512_set1_epi8(((1 << Width) - 1) << To);
+    if constexpr (To == 0) return _mm512_and_si512(bytes, mask);
+    return _mm512_ternarylogic_epi32(q, bytes, mask, 0xf8);  // q | (bytes & mask)
+  }
+};
+
+}  // namespace
+}  // namespace octavo::avx512
