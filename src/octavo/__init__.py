@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
     from octavo.engine.async_llm import AsyncLLM, EngineDeadError
+    from octavo.engine.likelihood import LogLikelihood, Perplexity
     from octavo.engine.llm_engine import LLMEngine, TokensPrompt
     from octavo.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from octavo.llm import LLM
@@ -26,7 +27,9 @@ _HOMES = {
     "EngineConfig": "octavo.config",
     "EngineDeadError": "octavo.engine.async_llm",
     "LLMEngine": "octavo.engine.llm_engine",
+    "LogLikelihood": "octavo.engine.likelihood",
     "Logprob": "octavo.engine.outputs",
+    "Perplexity": "octavo.engine.likelihood",
     "RequestMetrics": "octavo.engine.outputs",
     "RequestOutput": "octavo.engine.outputs",
     "RequestOutputKind": "octavo.decoding",
@@ -42,7 +45,9 @@ __all__ = [
     "EngineConfig",
     "EngineDeadError",
     "LLMEngine",
+    "LogLikelihood",
     "Logprob",
+    "Perplexity",
     "RequestMetrics",
     "RequestOutput",
     "RequestOutputKind",

@@ -10,6 +10,7 @@ for output in llm.generate(["The capital of France is"], SamplingParams(temperat
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +19,17 @@ from typing import Any
 from octavo.config import DEFAULT_MODEL, EngineConfig
 from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.engine.handle import EngineHandle
-from octavo.engine.llm_engine import LLMEngine, Prompt
+from octavo.engine.likelihood import DEFAULT_WINDOW, LogLikelihood, Perplexity, ScoredPrompt, scored_prompts, text_windows
+from octavo.engine.llm_engine import LLMEngine, Prompt, TokensPrompt
 from octavo.engine.outputs import RequestOutput
 from octavo.text import template_variables
 
 Message = Mapping[str, Any]
 """``{"role": "user", "content": "…"}``."""
+
+
+ScoredText = str | tuple[str, str] | TokensPrompt
+"""A text, a context and its continuation, or token ids."""
 
 
 class LLM(EngineHandle):
@@ -68,7 +74,61 @@ class LLM(EngineHandle):
             raise ValueError(f"params has {len(params)} entries for {len(batch)} prompts: give one, or one for each")
         return self._run(batch, params, use_tqdm=use_tqdm)
 
-    def _run(self, batch: Sequence[Prompt], params: Sequence[SamplingParams | BeamSearchParams], *, use_tqdm: bool) -> list[RequestOutput]:
+    def loglikelihood(self, texts: str | Sequence[ScoredText], *, use_tqdm: bool = False) -> list[LogLikelihood]:
+        """The log-probability of each text, or of each continuation after its context.
+
+        A text is a string (scored from its second token on, or from its first if the tokenizer puts a beginning-of-sequence token in
+        front), a pair ``(context, continuation)``, or ``{"prompt_token_ids": [...]}``. The KV of contexts is found in the prefix
+        cache; the numbers are the same bits with and without it. Raises ``ValueError`` for a text that does not fit the context
+        length (``perplexity`` reads such texts through windows).
+        """
+        return self._score(scored_prompts(self.tokenizer, [texts] if isinstance(texts, str) else texts), use_tqdm=use_tqdm)
+
+    def perplexity(
+        self, text: str, *, window: int | None = None, stride: int | None = None, on_window: Callable[[int, int], None] | None = None
+    ) -> Perplexity:
+        """How well the model predicts ``text``, through windows of ``window`` tokens that move on by ``stride``.
+
+        By default 2048 tokens, or what the context or the KV cache holds if that is less, and half of that: each token is seen with at
+        least so many before it. ``on_window(done, total)`` is called after each. Raises ``ValueError`` for a size that cannot be.
+        """
+        most = min(self.max_model_len, self.engine.model.num_blocks * self.engine.scheduler.kv.block_size)
+        window = min(DEFAULT_WINDOW, most) if window is None else window
+        if not 2 <= window <= most:
+            raise ValueError(f"window={window} is invalid: must be between 2 and {most} tokens, what the context and the KV cache hold")
+        stride = window // 2 if stride is None else stride
+        if not 1 <= stride < window:
+            raise ValueError(f"stride={stride} is invalid: must be at least 1 and less than the window of {window} tokens")
+        prompts, num_bytes = text_windows(self.tokenizer, text, window, stride)
+        done = itertools.count(1)
+        told = None if on_window is None else lambda _: on_window(next(done), len(prompts))
+        scores = self._score(prompts, use_tqdm=False, on_finished=told)
+        return Perplexity(
+            math.fsum(score.logprob for score in scores),
+            sum(len(score.token_ids) for score in scores),
+            num_bytes,
+            len(prompts),
+            window,
+            stride,
+        )
+
+    def _score(
+        self, prompts: Sequence[ScoredPrompt], *, use_tqdm: bool, on_finished: Callable[[RequestOutput], None] | None = None
+    ) -> list[LogLikelihood]:
+        """Prompts of which no token is to be scored are not run."""
+        asked = [prompt for prompt in prompts if prompt.start < len(prompt.token_ids)]
+        batch: list[Prompt] = [{"prompt_token_ids": prompt.token_ids} for prompt in asked]
+        outputs = iter(self._run(batch, [prompt.params for prompt in asked], use_tqdm=use_tqdm, on_finished=on_finished))
+        return [LogLikelihood.of(p, next(outputs)) if p.start < len(p.token_ids) else LogLikelihood(0.0, True, [], []) for p in prompts]
+
+    def _run(
+        self,
+        batch: Sequence[Prompt],
+        params: Sequence[SamplingParams | BeamSearchParams],
+        *,
+        use_tqdm: bool,
+        on_finished: Callable[[RequestOutput], None] | None = None,
+    ) -> list[RequestOutput]:
         request_ids = [f"offline-{next(self._counter)}" for _ in batch]
         waiting = set(request_ids)
         try:
@@ -80,6 +140,8 @@ class LLM(EngineHandle):
                     for request_id in [i for i in waiting if self._inboxes[i]]:
                         waiting.remove(request_id)
                         progress.advance(self._inboxes[request_id][-1])
+                        if on_finished is not None:
+                            on_finished(self._inboxes[request_id][-1])
             return [self._inboxes[request_id][-1] for request_id in request_ids]
         finally:
             for request_id in request_ids:

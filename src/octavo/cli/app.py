@@ -13,6 +13,7 @@ from octavo.cli.info import info, print_version
 from octavo.cli.inspection import inspect_group
 from octavo.cli.models import list_cached, remove
 from octavo.cli.options import debug_option
+from octavo.cli.perplexity import perplexity
 from octavo.cli.pull import pull
 from octavo.cli.serve import serve
 
@@ -32,6 +33,7 @@ app.command("list")(debug_option(list_cached))
 app.command("rm")(debug_option(remove))
 app.add_typer(inspect_group, name="inspect")
 app.add_typer(bench, name="bench")
+app.command()(debug_option(perplexity))
 app.command()(debug_option(info))
 
 

@@ -61,6 +61,11 @@ class Tokenizer:
         return type(self._library.model).__name__
 
     @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What ``encode`` puts in front of a text: the beginning-of-sequence token, or nothing."""
+        return tuple(self._prefix)
+
+    @property
     def keeps_every_byte(self) -> bool:
         """Whether tokens stand for all of a text, so that it has at least as many as its bytes fill of the longest ones.
 
