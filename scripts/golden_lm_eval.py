@@ -19,11 +19,12 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # before the libraries look
 
 import golden_transformers
-import lm_eval
 from golden_prompts import GOLDEN
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
+
+import lm_eval
 
 TASKS = Path(__file__).parents[1] / "tests" / "lm_eval"
 NAMES = ("octavo_choices", "octavo_texts")

@@ -18,7 +18,7 @@ from tests.cli.running import octavo
 
 COMMANDS = [
     "serve", "chat", "generate", "pull", "list", "rm", "inspect", "inspect model", "inspect program",
-    "bench", "bench latency", "bench throughput", "bench serve", "bench startup", "info",
+    "bench", "bench latency", "bench throughput", "bench serve", "bench startup", "info", "perplexity",
 ]  # fmt: skip
 
 
