@@ -75,8 +75,8 @@ def measure(exe: Any, case: Case, repeats: int) -> str:
     step = make_step(case)
     best = {(what, enabled): np.inf for what in ("attention", "step") for enabled in (True, False)}
     logits = {}
-    for _ in range(repeats):
-        for enabled in (True, False):
+    for repeat in range(repeats):
+        for enabled in (True, False) if repeat % 2 else (False, True):
             exe.set_prefix_sharing(enabled)
             exe.set_profiling(True)
             start = time.perf_counter()

@@ -6,7 +6,8 @@ namespace octavo {
 namespace {
 
 constexpr std::int64_t kItemsPerThread = 4;        // fewer than that and tiles are cut into splits
-constexpr std::int64_t kSharedItemsPerThread = 2;  // fewer than that and shared rows are cut into more chunks
+constexpr std::int64_t kSharedItemsPerThread = 4;  // fewer than that and shared rows are cut into smaller chunks
+constexpr std::int64_t kManyRows = 24;             // of a tile that needs no company
 constexpr std::int64_t kLeastRows = 12;            // of such a chunk
 constexpr std::int64_t kLeastRun = 4;              // partitions whose walk is worth gathering rows twice
 constexpr std::int64_t kLeastSaved = 8;            // walks over a partition, or another wave costs more than it saves
@@ -87,12 +88,12 @@ bool AttentionPlan::take_states(Tile& tile, std::int64_t num_states, std::int64_
   return true;
 }
 
-// A tile that is full gains nothing from company: it reads its keys for as many rows as a walk can serve.
+// A tile of many rows gains nothing from company: it keeps the registers full alone, and reads its keys once for all.
 void AttentionPlan::share_prefixes(std::int64_t group) {
   prefixes_.clear();
   for (std::size_t i = 0; i < tiles_.size(); ++i) {
     const Tile& tile = tiles_[i];
-    if (tile.num_positions == tile_positions(group) || tile.first_position < kPartition) continue;
+    if (tile.num_positions * group >= kManyRows || tile.first_position < kPartition) continue;
     prefixes_.add(tile.block_table, static_cast<std::int32_t>(tile.first_position / kPartition),
                   static_cast<std::int32_t>(i));
   }
@@ -127,9 +128,9 @@ bool AttentionPlan::share_run(const SharedPrefixes::Run& run, std::int64_t group
   if (floats_promised_ + floats > max_floats_) return false;
 
   const std::int64_t splits = splits_of(end) - begin / kSplit;
-  while (walks * splits * num_kv_heads_ < kSharedItemsPerThread * num_threads_ && 2 * (walks + 1) <= run.count &&
-         ceil_div(tokens, walks + 1) * group >= kLeastRows) {
-    ++walks;
+  while (walks * splits * num_kv_heads_ < kSharedItemsPerThread * num_threads_ && 4 * walks <= run.count &&
+         ceil_div(tokens, 2 * walks) * group >= kLeastRows) {
+    walks *= 2;
   }
   if (static_cast<std::int64_t>(chunks_.size()) + walks * splits > kMaxChunks) return false;
 

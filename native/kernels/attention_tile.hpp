@@ -5,7 +5,7 @@
 //   softmax   maximum and sum over the partition's 64 lanes in one fixed order; unseen lanes count as exp(-inf) = 0
 //   output    one FMA chain over the row's visible keys per element, V's scale multiplied into the key's weight; unseen
 //             V rows are not touched
-// Tiles of more rows than fit in registers convert a partition to fp32 once, in L1; others convert as they load.
+// What K and V are converted from is converted at each load: a partition in fp32 would fill L1, and that costs more.
 //
 // `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>,
 // kColumnVectors<Rows> and the operations. head_dim is a multiple of kLanes.
@@ -22,22 +22,8 @@ constexpr int kMaxRegisterRows = 12;
 constexpr int kPartitionBlocks = kPartition / kBlockSize;
 constexpr float kInfinity = __builtin_inff();
 
-// An element of an int8 block as a float, its scale yet to be applied.
-struct Widened {
-  float value;
-};
 template <class Element>
-constexpr bool kScaled = sizeof(Element) == 1 || std::is_same_v<Element, Widened>;
-
-// What an element is once it has been converted.
-template <class Element>
-struct Converted {
-  using Type = float;
-};
-template <>
-struct Converted<std::int8_t> {
-  using Type = Widened;
-};
+constexpr bool kScaled = sizeof(Element) == 1;
 
 // One partition's K and V as seen by a KV head: the start of each block's part, and what to fetch meanwhile.
 template <class Element>
@@ -251,8 +237,7 @@ void attend_rows(int rows, const Partition<Element>& kv, const RowGroup& group, 
 // A tile's rows seen from one KV head, and the pieces of the scratch memory.
 struct Rows {
   std::int64_t count, group, head_dim, first_position;
-  float* q;          // in groups of kRows rows, each [head_dim][kRows]
-  float* partition;  // an expanded partition: K, then V
+  float* q;  // in groups of kRows rows, each [head_dim][kRows]
 
   std::int64_t position(std::int64_t row) const { return first_position + row / group; }
 };
@@ -265,7 +250,8 @@ struct State {
       : output(memory), max(memory + rows.count * rows.head_dim), sum(max + rows.count) {}
 };
 
-template <class S, bool Prefetch, class Element>
+// The first rows fetch what comes next.
+template <class S, class Element>
 void attend_all_rows(const Partition<Element>& kv, const Rows& rows, const State& state, std::int64_t base) {
   for (std::int64_t first = 0; first < rows.count; first += S::kRows) {
     const int count = static_cast<int>(rows.count - first < S::kRows ? rows.count - first : S::kRows);
@@ -275,7 +261,12 @@ void attend_all_rows(const Partition<Element>& kv, const Rows& rows, const State
       const std::int64_t seen = rows.position(first + r) + 1 - base;
       group.visible[r] = seen < kPartition ? seen : kPartition;
     }
-    if (group.visible[count - 1] > 0) attend_rows<S, Prefetch>(count, kv, group, rows.head_dim);
+    if (group.visible[count - 1] <= 0) continue;
+    if (first == 0) {
+      attend_rows<S, true>(count, kv, group, rows.head_dim);
+    } else {
+      attend_rows<S, false>(count, kv, group, rows.head_dim);
+    }
   }
 }
 
@@ -305,21 +296,7 @@ void walk_keys(const AttentionCall& call, const std::int32_t* block_table, std::
       kv.next[b] = reinterpret_cast<const char*>(block_part(ahead));
       kv.scales[b] = kScaled<Element> ? reinterpret_cast<const float*>(kv.v[b] + part) : nullptr;
     }
-    if (sizeof(Element) == sizeof(float) || rows.count <= S::kRows) {
-      attend_all_rows<S, true>(kv, rows, state, base);
-      continue;
-    }
-    Partition<typename Converted<Element>::Type> expanded;
-    for (int b = 0; b < kPartitionBlocks; ++b) {
-      float* out = rows.partition + 2 * b * part;
-      expanded.k[b] = reinterpret_cast<const typename Converted<Element>::Type*>(out);
-      expanded.v[b] = expanded.k[b] + part;
-      expanded.next[b] = nullptr;
-      expanded.scales[b] = kv.scales[b];
-      if (first_block + b > last_block) continue;
-      for (std::int64_t i = 0; i < 2 * part; i += S::kLanes) S::store(out + i, S::load(kv.k[b] + i));
-    }
-    attend_all_rows<S, false>(expanded, rows, state, base);
+    attend_all_rows<S>(kv, rows, state, base);
   }
 }
 
@@ -388,23 +365,21 @@ void finish(const AttentionCall& call, const AttentionTile& tile, std::int64_t k
 
 Rows describe_rows(const AttentionCall& call, const AttentionTile& tile) {
   const std::int64_t group = call.num_heads / call.num_kv_heads;
-  return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr, nullptr};
+  return {tile.num_positions * group, group, call.head_dim, tile.first_position, nullptr};
 }
 
 struct TokenPlace {
   std::int64_t row, position;
 };
 
-// Rotated and scaled queries of token(0), token(1), … in scratch, transposed so that a step of d reads one line; the
-// rest of scratch is the expanded partition.
+// Rotated and scaled queries of token(0), token(1), … in scratch, transposed so that a step of d reads one line.
 template <class S, class Token>
 void gather_rows(const AttentionCall& call, std::int64_t kv_head, float* scratch, Rows& rows, Token&& token) {
-  rows.partition = scratch;
-  rows.q = scratch + 2 * kPartition * rows.head_dim;
+  rows.q = scratch;
   for (std::int64_t r = 0; r < rows.count; ++r) {
     const TokenPlace place = token(r / rows.group);
     const float* q = call.q + place.row * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
-    float* rotated = scratch;
+    alignas(32) float rotated[kMaxHeadDim];
     if (call.rope != nullptr) {
       rotate_head(q, call.rope->row(place.position), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotated);
       q = rotated;
@@ -467,7 +442,7 @@ template <class S>
 void attend_shared(const AttentionCall& call, const SharedTile& tile, std::int64_t kv_head, float* scratch) {
   const std::int64_t group = call.num_heads / call.num_kv_heads, head_dim = call.head_dim;
   // All rows see all keys, as if they were at the position after the last.
-  Rows rows{tile.num_tokens * group, group, head_dim, tile.end, nullptr, nullptr};
+  Rows rows{tile.num_tokens * group, group, head_dim, tile.end, nullptr};
   gather_rows<S>(call, kv_head, scratch, rows,
                  [&](std::int64_t i) { return TokenPlace{tile.tokens[i].row, tile.tokens[i].position}; });
   const State state(memory_after<S>(rows), rows);

@@ -25,7 +25,6 @@ struct Avx2 {
   OCTAVO_INLINE static Vec load(const std::int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
-  OCTAVO_INLINE static Vec load(const Widened* p) { return load8(&p->value); }
   OCTAVO_INLINE static void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
   OCTAVO_INLINE static Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   OCTAVO_INLINE static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }

@@ -24,7 +24,6 @@ struct Avx512 {
   OCTAVO_INLINE static Vec load(const std::int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
-  OCTAVO_INLINE static Vec load(const Widened* p) { return _mm512_loadu_ps(&p->value); }
   OCTAVO_INLINE static void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
   OCTAVO_INLINE static Vec fmadd(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   OCTAVO_INLINE static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
