@@ -79,7 +79,10 @@ class Point:
         return floor_s / self.seconds
 
 
-FORMATS = (TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q5_1, TensorType.Q4_1, TensorType.Q5_K, TensorType.Q4_K)
+FORMATS = (
+    TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q6_K, TensorType.Q5_1, TensorType.Q4_1, TensorType.Q5_K, TensorType.Q4_K,
+    TensorType.Q3_K, TensorType.Q2_K,
+)  # fmt: skip
 """A tensor type for each packed format."""
 
 
@@ -97,8 +100,12 @@ def random_tensor(name: str, kind: TensorType, shape: tuple[int, int], rng: np.r
         data = (rng.standard_normal(shape, np.float32) / 128).astype(np.float16).view(np.uint8)
     else:
         blocks = rng.integers(0, 256, (rows, columns // kind.block_length, kind.block_bytes), np.uint8)
-        scales = 1 if kind in (TensorType.Q8_0, TensorType.Q4_0) else 2
-        blocks[..., : 2 * scales] = np.frombuffer(np.full(scales, 2**-7, np.float16).tobytes(), np.uint8)
+        scales = 1 if kind in (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q6_K, TensorType.Q3_K) else 2
+        halves = np.full(scales, 2**-7, np.float16).view(np.uint8)
+        if kind in (TensorType.Q6_K, TensorType.Q3_K, TensorType.Q2_K):
+            blocks[..., -2 * scales :] = halves
+        else:
+            blocks[..., : 2 * scales] = halves
         data = blocks.reshape(rows, -1)
     return Tensor(name, kind, shape, data)
 
