@@ -106,3 +106,17 @@ def test_refusals() -> None:
     for value in (-1, 33, 1.5, True):
         with pytest.raises(ValueError, match=f"prompt_lookup_tokens={value}"):
             toy_engine(prompt_lookup_tokens=value)
+
+
+def test_branches_part_at_the_end_of_a_prompt_whose_last_token_is_computed_alone() -> None:
+    """Nothing is drafted there: every branch is to choose its own first token."""
+    engine = toy_engine(max_num_seqs=2, max_num_batched_tokens=2, prompt_lookup_tokens=6)
+    prompt = [2, 9, 16, 23, 30] * 15
+    engine.add_request(
+        "a", {"prompt_token_ids": prompt}, SamplingParams(n=3, temperature=0.0, max_tokens=8, ignore_eos=True, detokenize=False)
+    )
+    outputs = []
+    for _ in range(200):
+        outputs += engine.step()
+    assert outputs[-1].finished
+    assert [len(branch.token_ids) for branch in outputs[-1].outputs] == [8, 8, 8]

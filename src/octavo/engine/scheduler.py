@@ -167,8 +167,8 @@ class Scheduler:
     def _draft(self, plan: _Plan) -> None:
         """Lets sequences that look ahead compute drafted tokens, where that takes nothing that others need."""
         for sequence, entry in plan.entries.items():
-            if sequence.lookup is None:
-                continue
+            if sequence.lookup is None or (sequence.num_output_tokens == 0 and sequence.request.num_branches > 1):
+                continue  # the end of a prompt that several branches continue is where they part
             wanted = sequence.request.max_tokens - sequence.num_output_tokens - 1
             draft = sequence.lookup.draft(sequence.token_ids, min(wanted, plan.budget, plan.score_rows))
             end = entry.end + len(draft)
