@@ -155,6 +155,27 @@ def test_preempted_in_the_middle_it_gives_the_same_and_shares_again() -> None:
             assert computed - len(first.prompt) - 150 < without_sharing / 2
 
 
+def test_beside_requests_whose_rows_are_more_than_one() -> None:
+    """Drafts, scored prompts and processed logits put rows between those of the beams."""
+
+    def favour(output: list[int], logits: Any) -> Any:
+        logits[7] += 3
+        return logits
+
+    sampled = {"seed": 2, "max_tokens": 25, "ignore_eos": True, "detokenize": False}
+    beams = BeamSearchParams(beam_width=4, max_tokens=20, ignore_eos=True, detokenize=False)
+    work = [
+        Job(PREFIX[:20], SamplingParams(n=3, logits_processors=[favour], **sampled)),  # type: ignore[arg-type]
+        Job(PREFIX, beams, at_step=2),
+        Job(PREFIX[::-1], SamplingParams(prompt_logprobs=2, **sampled), at_step=4),  # type: ignore[arg-type]
+        Job([1, 2, 3] * 12, SamplingParams(temperature=0, **sampled), at_step=4),  # type: ignore[arg-type]
+        Job(PREFIX[3:40], beams, at_step=5),
+    ]
+    engine = toy_engine(200, max_num_seqs=16, prompt_lookup_tokens=3)
+    for job, output in zip(work, run(engine, work), strict=True):
+        assert shown(output) == shown(run(toy_engine(), [Job(job.prompt, job.params)])[0])
+
+
 def test_a_search_that_outgrows_the_whole_pool_ends_with_what_it_has() -> None:
     engine = toy_engine(8)
     params = BeamSearchParams(beam_width=4, max_tokens=100, ignore_eos=True, detokenize=False)
