@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens: how a prompt's logits rows are asked for them, and what a request has gathered of them.
 
-A token that is given is a choice with no freedom: its logit is lifted above all others, and since log-probabilities are those of
-the logits as the model gave them, what the backend reports with the "choice" is the given token's.
+A token that is given is a choice with no freedom: it alone is allowed, and since log-probabilities are those of the logits as the model
+gave them, what the backend reports with the "choice" is the given token's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import numpy as np
 
 from octavo.backends.base import ChoiceBatch, Choices, Float32Array, Int32Array
 from octavo.engine.scheduler_output import ScheduledSequence
-
-_LIFT = 1e30
-"""Far above any logit, far from infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +56,8 @@ class ScoreRequest:
             branch=np.zeros(count, np.uint32),
             position=np.zeros(count, np.uint32),
             num_logprobs=np.array(self.num_logprobs, np.int32),
-            edit_choices=np.arange(count, dtype=np.int32),
-            edit_tokens=np.array(self.tokens, np.int32),
-            edit_values=np.full(count, _LIFT, np.float32),
+            allowed_choices=np.arange(count, dtype=np.int32),
+            allowed_tokens=np.array(self.tokens, np.int32),
         )
 
     def collect(self, choices: Choices) -> Iterator[tuple[ScheduledSequence, PromptScores | None]]:
