@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.text.conftest import read_golden
 
@@ -57,6 +57,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
 
 @pytest.mark.parametrize("name", KINDS)
 @given(text=HARD)
+@example(text="▁")
+@example(text="a ▁ ▁")
+@example(text=" ▁ a▁b")
+@example(text="▁▁a  ▁ b ")
 def test_encodes_as_sentencepiece(build: Callable[[str], Any], name: str, text: str) -> None:
     original, tokenizer = build(name)
     if "\0" in text and "normalization_rule_name" in KINDS[name]:

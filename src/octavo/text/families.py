@@ -95,7 +95,10 @@ def space_normalizer(*, add_prefix: bool, charsmap: bytes = b"", merge_spaces: b
         except Exception as error:  # the library raises bare exceptions
             raise ValueError(f"tokenizer.ggml.precompiled_charsmap is invalid: {error}") from error
     if merge_spaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [  # at the end, what looks like a space written as U+2581 goes as well
+            normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
     if add_prefix:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
