@@ -18,10 +18,9 @@
 //             2b+1 of byte (column, i) of vector h belong to k = 16h+4b+i. The scale of each 16 k is d * s (3392 bytes)
 //   INT3_K    as INT6_K, but per group 2 vectors of lower bits, laid out as those upper bits, and a vector of third
 //             bits, laid out as fifth bits                                                             (1856 bytes)
-//   INT2_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes s + 16 t for its first and 16 for
-//   its
-//             last 16 k, then per group the 2 vectors of lower bits of INT3_K; each 16 k have the scale d * s and the
-//             minimum e * t                                                                            (1344 bytes)
+//   INT2_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes s + 16 t for its first 16 k and 16
+//             for its last 16 k, then per group the 2 vectors of lower bits of INT3_K; each 16 k have the scale d * s
+//             and the minimum e * t                                                                    (1344 bytes)
 //
 // A weight is scale * q (INT8), scale * (q - 32) (INT6), scale * (q - 4) (INT3), or scale * q + minimum in the others,
 // with 0 <= q < 2^bits.

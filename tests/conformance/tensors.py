@@ -144,9 +144,6 @@ def minimum_of(tensor: Tensor) -> npt.NDArray[np.float64]:
         case TensorType.Q2_K:
             m = blocks[:, 82:84].copy().view(np.float16).astype(np.float64)
             return np.repeat(-m * (blocks[:, :16] >> 4), 16).reshape(tensor.shape)
-        case TensorType.Q3_K:  # none is stored; one of 4 scales is made where quants are unsigned
-            largest = np.abs(values_of(tensor)).reshape(-1, 32).max(axis=1)
-            return np.repeat(2 * largest, 32).reshape(tensor.shape)
         case _:
             return np.zeros(tensor.shape)
     return np.repeat(of_block, tensor.type.block_length).reshape(tensor.shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +110,24 @@ class ChoiceBatch:
     counts: Int32Array = field(default_factory=_no_ids)  # (C,)
     allowed_choices: Int32Array = field(default_factory=_no_ids)  # (A,)
     allowed_tokens: Int32Array = field(default_factory=_no_ids)  # (A,)
+
+    @classmethod
+    def greedy(cls, rows: Int32Array, num_logprobs: Int32Array, **more: Any) -> ChoiceBatch:
+        """The most probable token of each of ``rows`` (R,): for its log-probabilities, as nothing is drawn. ``more``: other fields."""
+        zeros = np.zeros(len(rows), np.float32)
+        ids = np.zeros(len(rows), np.uint32)
+        return cls(
+            rows=rows,
+            temperature=zeros,
+            top_k=np.zeros(len(rows), np.int32),
+            top_p=zeros + np.float32(1),
+            min_p=zeros,
+            seed=np.zeros(len(rows), np.uint64),
+            branch=ids,
+            position=ids,
+            num_logprobs=num_logprobs,
+            **more,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,19 +256,8 @@ class ModelRunner:
     @staticmethod
     def beam_batch(beams: list[tuple[Sequence, int]]) -> ChoiceBatch:
         """For each of the sequences, whose logits are in these rows, the most probable tokens that its search looks at."""
-        num = len(beams)
         wanted = [max(s.group.num_continuations, s.request.params.logprobs or 0) for s, _ in beams if s.group is not None]
-        return ChoiceBatch(
-            rows=np.array([row for _, row in beams], np.int32),
-            temperature=np.zeros(num, np.float32),
-            top_k=np.zeros(num, np.int32),
-            top_p=np.ones(num, np.float32),
-            min_p=np.zeros(num, np.float32),
-            seed=np.zeros(num, np.uint64),
-            branch=np.zeros(num, np.uint32),
-            position=np.zeros(num, np.uint32),
-            num_logprobs=np.array(wanted, np.int32),
-        )
+        return ChoiceBatch.greedy(np.array([row for _, row in beams], np.int32), np.array(wanted, np.int32))
 
     def _collect(
         self, owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices, drafts: Drafts

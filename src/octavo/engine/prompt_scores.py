@@ -46,16 +46,9 @@ class ScoreRequest:
 
     def batch(self) -> ChoiceBatch:
         count = len(self.rows)
-        return ChoiceBatch(
-            rows=np.array(self.rows, np.int32),
-            temperature=np.zeros(count, np.float32),
-            top_k=np.zeros(count, np.int32),
-            top_p=np.ones(count, np.float32),
-            min_p=np.zeros(count, np.float32),
-            seed=np.zeros(count, np.uint64),
-            branch=np.zeros(count, np.uint32),
-            position=np.zeros(count, np.uint32),
-            num_logprobs=np.array(self.num_logprobs, np.int32),
+        return ChoiceBatch.greedy(
+            np.array(self.rows, np.int32),
+            np.array(self.num_logprobs, np.int32),
             allowed_choices=np.arange(count, dtype=np.int32),
             allowed_tokens=np.array(self.tokens, np.int32),
         )

@@ -322,10 +322,16 @@ class Scheduler:
     def _outgrow(self, plan: _Plan, sequence: Sequence) -> None:
         """Ends a sequence, and who belongs to it, for want of memory."""
         for member in self._together(sequence):
-            if entry := plan.entries.pop(member, None):
-                plan.budget += entry.num_scheduled_tokens
+            self._withdraw(plan, member)
             plan.output.outgrown.append(member)
             self.finish(member, "length")
+
+    @staticmethod
+    def _withdraw(plan: _Plan, sequence: Sequence) -> None:
+        """Takes a sequence out of the plan again, and gives back what the plan had spent on it."""
+        if entry := plan.entries.pop(sequence, None):
+            plan.budget += entry.num_scheduled_tokens
+            plan.score_rows += len(entry.score_rows) + len(entry.draft)
 
     def _preempt(self, plan: _Plan, victim: Sequence) -> None:
         """Takes a sequence's blocks, and those of who belongs to it; they wait to compute their tokens again."""
@@ -338,9 +344,7 @@ class Scheduler:
             self.running.remove(victim)
         else:
             self.waiting.remove(victim)
-        if entry := plan.entries.pop(victim, None):
-            plan.budget += entry.num_scheduled_tokens
-            plan.score_rows += len(entry.score_rows) + len(entry.draft)
+        self._withdraw(plan, victim)
         self.kv.release(victim.table)
         victim.num_computed_tokens = 0
         victim.status = RequestStatus.PREEMPTED
