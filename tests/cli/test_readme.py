@@ -39,7 +39,7 @@ def run_python(code: str) -> str:
 def test_both_languages_show_the_same_code() -> None:
     assert blocks(ENGLISH, "python") == blocks(CHINESE, "python")
     assert commands(ENGLISH) == commands(CHINESE)
-    assert len(blocks(ENGLISH, "python")) == 2
+    assert len(blocks(ENGLISH, "python")) == 3
     assert len(re.findall(r"^## ", ENGLISH, re.MULTILINE)) == len(re.findall(r"^## ", CHINESE, re.MULTILINE))
 
 
@@ -68,10 +68,14 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.model
 @pytest.mark.usefixtures("smollm2_path")
-def test_the_offline_example() -> None:
-    [code] = [block for block in blocks(ENGLISH, "python") if "from octavo" in block]
-    lines = run_python(code).splitlines()
+def test_the_offline_examples() -> None:
+    """The second one goes on where the first ends."""
+    generating, searching = [block for block in blocks(ENGLISH, "python") if "from octavo" in block]
+    lines = run_python(generating + searching).splitlines()
     assert lines[0].startswith("The capital of France is →  Paris")
+    logprobs = [float(found[1]) for line in lines if (found := re.match(r"(-\d+\.\d+) ", line))]
+    assert len(logprobs) == 4
+    assert logprobs == sorted(logprobs, reverse=True), "the best comes first"
 
 
 @pytest.mark.model
