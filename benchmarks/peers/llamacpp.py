@@ -65,6 +65,9 @@ class LlamaTools:
                 return figures
         raise RuntimeError(f"llama-batched-bench measured nothing: {(done.stderr or done.stdout)[-300:]!r}")
 
+    def clear(self) -> None:
+        """A tool ends by itself."""
+
     def stop(self) -> None:
         pass
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,8 @@ class Watch:
     Engines that wait for their turn are children of this process too, and count as others: one that spins while it waits is a neighbour.
     """
 
-    pids: tuple[int, ...] = ()
+    pids: Callable[[], tuple[int, ...]] = tuple
+    """Asked when the watch begins and when it ends: what is launched in between is measured too, as long as it lives."""
 
     def start(self) -> None:
         self._busy, self._all = cpu_jiffies()
@@ -95,7 +96,7 @@ class Watch:
         return max(0.0, ((busy - self._busy) - (self._own_jiffies() - self._ours)) / max(1, total - self._all))
 
     def _own_jiffies(self) -> int:
-        return jiffies(os.getpid()) + tree_jiffies(self.pids)
+        return jiffies(os.getpid()) + tree_jiffies(self.pids())
 
 
 def describe() -> dict[str, str | int | float]:

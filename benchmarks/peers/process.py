@@ -45,6 +45,9 @@ class Child:
         self.pids = (self.process.pid,)
         atexit.register(self.stop)
 
+    def clear(self) -> None:
+        """It serves one repetition after the other."""
+
     def stop(self, patience_s: float = 20) -> None:
         if self.process.poll() is None:
             if self.process.stdin is not None:

@@ -37,12 +37,14 @@ def measured(entrant: Entrant, row: str, rep: int, patience_s: int) -> dict[str,
     """One repetition in a quiet moment, with its wall time and the CPU that others took meanwhile."""
     began = time.perf_counter()
     machine.wait_for_quiet(patience_s=patience_s)
-    watch = machine.Watch(entrant.session.pids)
+    watch = machine.Watch(lambda: entrant.session.pids)
     watch.start()
     started = time.perf_counter()
     figures = entrant.session.measure(row, rep)
     ended = time.perf_counter()
-    return {"rep": rep, **figures, "wall_s": ended - started, "waited_s": started - began, "other_cpu": watch.other_cpu()}
+    other_cpu = watch.other_cpu()
+    entrant.session.clear()
+    return {"rep": rep, **figures, "wall_s": ended - started, "waited_s": started - began, "other_cpu": other_cpu}
 
 
 def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, say: Say) -> None:

@@ -34,6 +34,9 @@ class Session(Protocol):
     @property
     def pids(self) -> tuple[int, ...]: ...
     def measure(self, row: str, rep: int) -> dict[str, float]: ...
+    def clear(self) -> None:
+        """After a repetition, and outside of what it measures: ends what only that one needed."""
+
     def stop(self) -> None: ...
 
 
@@ -70,24 +73,34 @@ class OctavoServer(Server):
 
 
 class Launches:
-    """A session of which each repetition is a launch: seconds from the command to the first token of a 32-token prompt."""
+    """A session of which each repetition is a launch: seconds from the command to the first token of a 32-token prompt.
+
+    What was launched lives until ``clear``: some engines kill their own children as they end, whose CPU time then is nobody's.
+    """
 
     def __init__(self, variant: Variant, setting: Setting) -> None:
         self.variant, self.setting = variant, setting
-        self.pids: tuple[int, ...] = ()
+        self._session: Session | None = None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return () if self._session is None else self._session.pids
 
     def measure(self, row: str, rep: int) -> dict[str, float]:
+        self.clear()
         launched = time.perf_counter()
-        session = self.variant.launch(self.setting, "serving" if self.variant.serves else "decode")
-        try:
-            ready_s = time.perf_counter() - launched
-            session.measure("first_token", rep)
-            return {"value": time.perf_counter() - launched, "ready_s": ready_s}
-        finally:
-            session.stop()
+        self._session = self.variant.launch(self.setting, "serving" if self.variant.serves else "decode")
+        ready_s = time.perf_counter() - launched
+        self._session.measure("first_token", rep)
+        return {"value": time.perf_counter() - launched, "ready_s": ready_s}
+
+    def clear(self) -> None:
+        if self._session is not None:
+            self._session.stop()
+            self._session = None
 
     def stop(self) -> None:
-        pass
+        self.clear()
 
 
 @dataclass(frozen=True)

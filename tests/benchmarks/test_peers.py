@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from hashlib import sha256
@@ -52,6 +54,7 @@ class Scripted:
             raise self.values
         return {"value": self.values[rep] if rep < workload.WARM_UP else 0.0}
 
+    def clear(self) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -215,3 +218,46 @@ def test_cpu_time_of_what_is_measured_is_not_others() -> None:
     assert 0.0 <= watch.other_cpu() <= 1.0
     assert 0 < busy < total
     assert machine.peak_memory_mib([]) == 0.0
+
+
+BUSY = "import time; t = time.process_time()\nwhile time.process_time() - t < 0.4: pass\nprint('done', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_is_launched_while_watching_counts_as_measured(own: bool) -> None:
+    children: list[subprocess.Popen[str]] = []
+    watch = machine.Watch(lambda: tuple(child.pid for child in children) if own else ())
+    watch.start()
+    before = machine.jiffies(os.getpid())
+    children.append(subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True))
+    try:
+        assert children[0].stdout is not None
+        assert children[0].stdout.readline() == "done\n"
+        counted = watch._own_jiffies() - watch._ours - (machine.jiffies(os.getpid()) - before)
+    finally:
+        children[0].kill()
+        children[0].communicate()
+    assert (counted >= 35) is own, "0.4 seconds are 40 jiffies"
+
+
+class Launched(Scripted):
+    """Remembers what was called in which order."""
+
+    def __init__(self, calls: list[str]) -> None:
+        super().__init__([1.0] * 3)
+        self.calls = calls
+
+    def measure(self, row: str, rep: int) -> dict[str, float]:
+        self.calls.append("measure")
+        return super().measure(row, rep)
+
+    def clear(self) -> None:
+        self.calls.append("clear")
+
+
+def test_a_launch_is_ended_only_after_its_cpu_time_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    scripted_loads(monkeypatch, iter([0.0] * 2))
+    monkeypatch.setattr(machine.Watch, "other_cpu", lambda self: calls.append("count") or 0.0)
+    race(ROWS["startup"], [Entrant(VLLM, "fp32", Launched(calls))], Rules(2), Report({}), lambda line: None)
+    assert calls == ["measure", "count", "clear"] * 2
