@@ -10,16 +10,16 @@ from benchmarks.peers.report import Report
 from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM
 
 TYPICAL_S: Mapping[str, Mapping[str, float]] = {
-    "requests": {OCTAVO: 8, LLAMA_CPP: 26, OPENVINO: 16, VLLM: 20, TRANSFORMERS: 27},
-    "serving": {OCTAVO: 8, LLAMA_CPP: 33},
-    "decode": {OCTAVO: 1, LLAMA_CPP: 2, OPENVINO: 2, VLLM: 4, TRANSFORMERS: 5},
-    "prefill": {OCTAVO: 1, LLAMA_CPP: 2, OPENVINO: 1, VLLM: 1, TRANSFORMERS: 1},
-    "samples": {OCTAVO: 1, LLAMA_CPP: 5, OPENVINO: 3, VLLM: 6, TRANSFORMERS: 12},
-    "prefix": {OCTAVO: 2, LLAMA_CPP: 20, OPENVINO: 5, VLLM: 6},
-    "context": {OCTAVO: 4, LLAMA_CPP: 14, OPENVINO: 12},
-    "startup": {OCTAVO: 1, LLAMA_CPP: 1, OPENVINO: 3, VLLM: 30, TRANSFORMERS: 8},
+    "requests": {OCTAVO: 9, LLAMA_CPP: 18, OPENVINO: 11, VLLM: 25, TRANSFORMERS: 50},
+    "serving": {OCTAVO: 9, LLAMA_CPP: 29},
+    "decode": {OCTAVO: 0.6, LLAMA_CPP: 1, OPENVINO: 1.1, VLLM: 2.3, TRANSFORMERS: 5.6},
+    "prefill": {OCTAVO: 0.2, LLAMA_CPP: 1.4, OPENVINO: 0.2, VLLM: 0.3, TRANSFORMERS: 0.8},
+    "samples": {OCTAVO: 0.8, LLAMA_CPP: 2.6, OPENVINO: 2.4, VLLM: 2.6, TRANSFORMERS: 11},
+    "prefix": {OCTAVO: 1.2, LLAMA_CPP: 6, OPENVINO: 2.6, VLLM: 2},
+    "context": {OCTAVO: 3, LLAMA_CPP: 9, OPENVINO: 4.5},
+    "startup": {OCTAVO: 1, LLAMA_CPP: 0.7, OPENVINO: 1.1, VLLM: 18, TRANSFORMERS: 3.3},
 }
-"""Seconds of a repetition."""
+"""Seconds of a repetition, on two quiet cores of Zen 5."""
 CONTEXT_WARM_UP_S = {OCTAVO: 30.0, OPENVINO: 40.0}
 """The 64 prompts' prefill, once."""
 QUIET_S = 1.1

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_OTHER_CPU = 0.04
+UNCERTAIN_JIFFIES = 2
+"""CPU time is counted in ticks, late by up to one for each of two readings: less than this is no sign of others."""
 
 
 def cpu_jiffies() -> tuple[int, int]:
@@ -93,7 +95,8 @@ class Watch:
 
     def other_cpu(self) -> float:
         busy, total = cpu_jiffies()
-        return max(0.0, ((busy - self._busy) - (self._own_jiffies() - self._ours)) / max(1, total - self._all))
+        others = (busy - self._busy) - (self._own_jiffies() - self._ours) - UNCERTAIN_JIFFIES
+        return max(0, others) / max(1, total - self._all)
 
     def _own_jiffies(self) -> int:
         return jiffies(os.getpid()) + tree_jiffies(self.pids())

@@ -34,6 +34,7 @@ from benchmarks.peers.table import markdown, plot
 from benchmarks.peers.variants import VARIANTS, Session, Setting, Variant, describe
 
 ROOT = Path(__file__).parents[2]
+WEIGHTS = ("Q4_1", "Q4_0", "int8", "bf16", "fp32")
 
 
 def say(message: str) -> None:
@@ -48,7 +49,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the report (<dir>/out)")
     parser.add_argument("--peers", default=",".join(ENGINES[1:]), help="with commas between them: " + ",".join(ENGINES[1:]) + ", or none")
     parser.add_argument("--rows", default=",".join(ROWS), help="with commas between them: " + ",".join(ROWS))
-    parser.add_argument("--weights", default="Q4_1,Q4_0,int8,fp32", help="with commas between them (Q4_1,Q4_0,int8,fp32)")
+    parser.add_argument("--weights", default=",".join(WEIGHTS), help="with commas between them: " + ",".join(WEIGHTS))
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--extra-reps", type=int, default=3, help="how many disturbed repetitions may be repeated (3)")
     parser.add_argument("--patience", type=int, default=25, help="seconds to wait for a quiet machine before each repetition (25)")
@@ -68,7 +69,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name, given, known in (
         ("--peers", chosen.peers, ENGINES[1:]),
         ("--rows", chosen.rows, tuple(ROWS)),
-        ("--weights", chosen.weights, ("Q4_1", "Q4_0", "int8", "fp32")),
+        ("--weights", chosen.weights, WEIGHTS),
     ):
         if unknown := [value for value in given if value not in known]:
             parser.error(f"{name} {','.join(unknown)}: known are {', '.join(known)}")

@@ -105,7 +105,7 @@ class Launches:
 
 @dataclass(frozen=True)
 class Variant:
-    """``weights`` as the table names them: ``Q4_1``, ``Q4_0``, ``int8``, ``fp32``."""
+    """``weights`` as the table names them: ``Q4_1``, ``Q4_0``, ``int8``, ``bf16``, ``fp32``."""
 
     engine: str
     weights: str
@@ -163,7 +163,8 @@ class Variant:
             settings |= {"kv_cache_memory_bytes": kv_bytes * (2 if setting.octavo_kv_dtype == "fp32" else 1)}
         elif self.engine == OPENVINO:
             python, module = environments.python("openvino"), "openvino"
-            settings = {"model": str(environments.openvino_model(self.weights)), "threads": threads, "kv_gib": 2}
+            model = environments.openvino_model("int8" if self.weights == "int8" else "fp32")
+            settings = {"model": str(model), "threads": threads, "kv_gib": 2, "precision": "f32" if self.weights == "fp32" else ""}
             settings |= {"max_num_seqs": setting.openvino_seqs, "first_then_rest": True}
         elif self.engine == VLLM:
             python, module, settings = environments.python("vllm"), "vllm", {"model": str(environments.hf_model)}
@@ -200,11 +201,14 @@ VARIANTS = (
     Variant(LLAMA_CPP, "fp32", ("requests", "serving", "decode", "prefill", "samples", "context"), serves=True),
     Variant(OPENVINO, "int8"),
     Variant(OPENVINO, "fp32"),
+    Variant(OPENVINO, "bf16", ("requests", "decode", "prefill", "samples", "prefix")),
     Variant(VLLM, "fp32", ("requests", "decode", "prefill", "samples", "prefix", "startup")),
     Variant(TRANSFORMERS, "fp32", ("requests", "decode", "prefill", "samples", "startup")),
 )
 """A row has those who can win it or are named by one of its goals: the whole has to fit into half an hour. llama.cpp's Q4_0 stands for its
-Q4_1 where both would do the same, since it is the faster of the two; ``transformers`` neither pages nor shares."""
+Q4_1 where both would do the same, since it is the faster of the two; ``transformers`` neither pages nor shares.
+
+On CPUs with bf16 instructions OpenVINO computes an fp32 model in bf16 unless told otherwise: that is ``bf16``, and ``fp32`` is told."""
 
 
 def describe(setting: Setting) -> dict[str, Any]:

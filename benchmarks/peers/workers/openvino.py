@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's ``ContinuousBatchingPipeline``: PagedAttention on the CPU, in its own choice of precisions.
+"""OpenVINO GenAI's ``ContinuousBatchingPipeline``: PagedAttention on the CPU, with a given inference precision or its own choice of one.
 
 Prefix caching is on where prompts share something. It finds only what has been computed already, so the first of the prompts that share
 a prefix goes alone if ``first_then_rest`` asks for that.
@@ -35,6 +35,8 @@ def main() -> None:
             scheduling.enable_prefix_caching = prefix_caching
             scheduling.dynamic_split_fuse = True
             properties = {"INFERENCE_NUM_THREADS": chosen["threads"]}
+            if chosen["precision"]:
+                properties["INFERENCE_PRECISION_HINT"] = chosen["precision"]
             pipes[key] = genai.ContinuousBatchingPipeline(chosen["model"], scheduling, "CPU", properties)
         return pipes[key]
 
