@@ -8,7 +8,8 @@
 // What K and V are converted from is converted at each load: a partition in fp32 would fill L1, and that costs more.
 //
 // `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>,
-// kColumnVectors<Rows> and the operations. head_dim is a multiple of kLanes.
+// kColumnVectors<Rows>, kAhead<Element> (blocks between the one that is read and the one that is fetched) and the
+// operations. head_dim is a multiple of kLanes.
 #pragma once
 #include "attention.hpp"
 #include "avx2/math.hpp"
@@ -290,7 +291,8 @@ void walk_keys(const AttentionCall& call, const std::int32_t* block_table, std::
     const std::int64_t first_block = base / kBlockSize;
     for (int b = 0; b < kPartitionBlocks; ++b) {
       const std::int64_t block = first_block + b < last_block ? first_block + b : last_block;
-      const std::int64_t ahead = first_block + b + 2 < last_block ? first_block + b + 2 : last_block;
+      const std::int64_t next = first_block + b + S::template kAhead<Element>;
+      const std::int64_t ahead = next < last_block ? next : last_block;
       kv.k[b] = block_part(block);
       kv.v[b] = kv.k[b] + part;
       kv.next[b] = reinterpret_cast<const char*>(block_part(ahead));
