@@ -39,9 +39,9 @@ struct LinearOutput {
 };
 
 struct LinearKernels {
-  // Per row and group of 32: scale = max|x| / 127, q = round-to-nearest-even(x / scale). A group whose max|x| is below
-  // 127 * 2^-126 becomes zeros with scale 0; if it is 2^120 or more, infinite or NaN, scale and sum are NaN, and so is
-  // every output of the row.
+  // Per row and group of 32: scale = max|x| / 127, q = round-to-nearest-even(x * (127 / max|x|)). A group whose max|x|
+  // is below 127 * 2^-126 becomes zeros with scale 0; if it is 2^120 or more, infinite or NaN, scale and sum are NaN,
+  // and so is every output of the row.
   void (*quantize_rows)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const QuantisedRows& out);
   // Rows 0 … m-1 times the columns of panels panel_begin … panel_end-1. out, bias and residual are the whole matrix's.
   void (*linear)(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,

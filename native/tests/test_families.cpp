@@ -88,8 +88,8 @@ void test_choosing(const IsaFamily& family, Random& random) {
   }
 }
 
-void test_quantise(const IsaFamily& family, Random& random) {
-  const std::int64_t rows = 5, k = 96, ldx = 101, groups = rows * k / kGroup;
+void test_quantise(const IsaFamily& family, std::int64_t k, Random& random) {
+  const std::int64_t rows = 5, ldx = k + 5, groups = rows * k / kGroup;
   const auto run = [&](const Buffer<float>& x) {
     compare(family, "quantize_rows", [&](const IsaFamily& isa) {
       Buffer<std::int8_t> q(rows * k);
@@ -284,7 +284,7 @@ void test_family(const IsaFamily& family) {
   Random random(3);
   test_rows(family, random);
   test_choosing(family, random);
-  test_quantise(family, random);
+  for (const std::int64_t k : {96, 608}) test_quantise(family, k, random);
   for (const WeightFormat format :
        {WeightFormat::F32, WeightFormat::F16, WeightFormat::INT8_G32, WeightFormat::INT4_G32, WeightFormat::INT5_G32,
         WeightFormat::INT4_K, WeightFormat::INT5_K, WeightFormat::INT6_K, WeightFormat::INT3_K, WeightFormat::INT2_K}) {

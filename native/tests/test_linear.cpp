@@ -75,7 +75,7 @@ void reference_quantise(const float* x, std::int64_t ldx, std::int64_t m, std::i
       const float scale = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : most / 127.0f;
       int total = 0, parts[2] = {};
       for (int i = 0; i < 32; ++i) {
-        const int q = !finite || zero ? 0 : static_cast<int>(std::nearbyint(v[i] / scale));
+        const int q = !finite || zero ? 0 : static_cast<int>(std::nearbyint(v[i] * (127.0f / most)));
         total += q;
         parts[i / 16] += q;
         out.q[at * 32 + static_cast<std::size_t>(i)] = static_cast<std::int8_t>(q);

@@ -33,9 +33,10 @@ void quantize_group(const float* x, std::int8_t* q, float* scale, float* sum, st
     return;
   }
   *scale = most / 127.0f;
+  const float inverse = 127.0f / most;
   std::int32_t totals[2] = {};
   for (int i = 0; i < kGroup; ++i) {
-    const auto n = static_cast<std::int32_t>(round_to_even(x[i] / *scale));
+    const auto n = static_cast<std::int32_t>(round_to_even(x[i] * inverse));
     q[i] = static_cast<std::int8_t>(n);
     totals[i / kPart] += n;
   }

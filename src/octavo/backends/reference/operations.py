@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.backends.base import Float32Array
-from octavo.backends.reference.kv import Float64Array, IntArray, KVStorage
+from octavo.backends.reference.kv import LEAST_MAGNITUDE, Float64Array, IntArray, KVStorage
 from octavo.program import PagedAttention, Rope, RopeStyle
 from octavo.weights.tensor import TensorType
 
@@ -31,14 +31,14 @@ class Weight:
 
 def quantize_activations(x: Float32Array) -> Float64Array:
     """x (T, k), k a multiple of 32, rounded as integer weights see it: per row and group of 32,
-    scale = max|x| / 127 and q = round-half-to-even(x / scale), both in float32; returns scale · q.
-    A group of zeros stays zeros; a NaN or an infinity makes its whole group NaN.
+    scale = max|x| / 127 and q = round-half-to-even(x · (127 / max|x|)), all in float32; returns scale · q.
+    A group whose scale would be subnormal becomes zeros; a NaN or an infinity makes its whole group NaN.
     """
     groups = x.reshape(len(x), x.shape[1] // GROUP, GROUP)
-    scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    most = np.abs(groups).max(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        q = np.rint(groups / scale)  # float32 / float32
-        rounded = np.where(scale == 0, 0.0, q.astype(np.float64) * scale)
+        q = np.rint(groups * (np.float32(127) / most))
+        rounded = np.where(most < LEAST_MAGNITUDE, 0.0, q.astype(np.float64) * (most / np.float32(127)))
     return rounded.reshape(x.shape)
 
 
