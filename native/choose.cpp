@@ -15,6 +15,8 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kHeapLimit = 1024;  // up to this top_k a heap beats a selection
 constexpr std::int64_t kSortLimit = 64;    // a nucleus' edge is sorted within so many tokens
+constexpr int kBuckets = 1024;             // of probability, to find the one in which a share is reached
+constexpr double kBucketsPerNat = 16;
 constexpr std::int64_t kSumBlock = 256;
 
 template <class T>
@@ -123,26 +125,29 @@ float kth_largest(const float* x, std::int64_t n, std::int64_t k, float* values)
   return values[0];
 }
 
+// An order of tokens, in which a share of the probability is cut off. `distance` is 0 or more and grows along the
+// order, if not strictly; it decides which bucket a token falls into.
+
 // More probable first, ties by lower id.
 struct MoreProbable {
   const float* logits;
+  double max = 0.0;
+
+  double distance(std::int32_t id) const { return max - logits[id]; }
   bool operator()(std::int32_t a, std::int32_t b) const {
     return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
   }
 };
 
 // More typical first, ties by lower id: information nearer to the entropy of what is kept. Information and entropy,
-// -z + ln(total) and -mean(z) + ln(total), differ by the distance of z from its mean.
+// -x / T + ln(total) and -mean(x) / T + ln(total), differ in proportion to the distance of x from its mean.
 struct MoreTypical {
   const float* logits;
-  double max, temperature, mean;
+  double max, mean;  // mean of x - max
 
-  double z(std::int32_t id) const {
-    const double x = logits[id];
-    return x == max ? 0.0 : (x - max) / temperature;
-  }
+  double distance(std::int32_t id) const { return std::abs(logits[id] - max - mean); }
   bool operator()(std::int32_t a, std::int32_t b) const {
-    const double x = std::abs(z(a) - mean), y = std::abs(z(b) - mean);
+    const double x = distance(a), y = distance(b);
     return x != y ? x < y : a < b;
   }
 };
@@ -153,10 +158,31 @@ double sum_of(const double* weights, const std::int32_t* ids, std::int64_t count
   return total;
 }
 
-// The last id, in the order of `before`, of the smallest set of first ones whose weight reaches `wanted`. Reorders ids.
+// The last id, in the order of `before`, of the smallest set of first ones whose weight reaches `share` of the total.
+// Changes ids.
 template <class Before>
-std::int32_t edge_of(const double* weights, double wanted, const Before& before, std::int32_t* ids,
+std::int32_t edge_of(const double* weights, double share, double temperature, const Before& before, std::int32_t* ids,
                      std::int64_t count) {
+  const double scale = kBucketsPerNat / temperature;
+  const auto bucket_of = [&](std::int32_t id) {
+    const double place = before.distance(id) * scale;
+    return place < kBuckets - 1 ? static_cast<int>(place) : kBuckets - 1;
+  };
+  double in_bucket[kBuckets] = {};
+  double total = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    total += weights[ids[i]];
+    in_bucket[bucket_of(ids[i])] += weights[ids[i]];
+  }
+  double wanted = share * total;  // of the weight from the edge's bucket on
+  int edge = 0;
+  for (int bucket = 0; bucket < kBuckets; ++bucket) {
+    if (in_bucket[bucket] == 0.0) continue;
+    if (bucket > edge) wanted -= in_bucket[edge];
+    edge = bucket;
+    if (in_bucket[bucket] >= wanted) break;
+  }
+  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return bucket_of(id) != edge; }) - ids;
   // Halve the part that the cut lies in, until little is left to sort: ids[0 … begin) are kept, ids[end …) are not.
   std::int64_t begin = 0, end = count;
   while (end - begin > kSortLimit) {
@@ -176,15 +202,18 @@ std::int32_t edge_of(const double* weights, double wanted, const Before& before,
   return ids[begin - 1];
 }
 
-// The least probable id of the smallest set of most probable ones whose weight reaches top_p of the total. Reorders
-// ids.
-std::int32_t nucleus_edge(const float* logits, const double* weights, double top_p, std::int32_t* ids,
-                          std::int64_t count) {
-  const double total = sum_of(weights, ids, count);
-  // What weighs less than this cannot be reached: all of it together is less than the share that is cut off.
-  const double negligible = (1.0 - top_p) * total / static_cast<double>(count) * 0.999;
-  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return weights[id] < negligible; }) - ids;
-  return edge_of(weights, top_p * total, MoreProbable{logits}, ids, count);
+// The mean of x - max over the first `count` ids.
+double mean_below_max(const float* logits, const double* weights, double max, const std::int32_t* ids,
+                      std::int64_t count) {
+  double total = 0.0, sum = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double weight = weights[ids[i]];
+    if (weight > 0) {
+      total += weight;
+      sum += weight * (logits[ids[i]] - max);
+    }
+  }
+  return sum / total;
 }
 
 std::int32_t draw_from(const double* weights, const std::int32_t* ids, std::int64_t count, double u) {
@@ -233,25 +262,6 @@ std::int32_t draw_from_all(const double* weights, std::int64_t count, double tot
   return -1;
 }
 
-// Leaves of the first `count` ids, which are in id order, the smallest set of most typical ones whose weight reaches
-// typical_p of the total, in id order. Returns their number.
-std::int64_t keep_typical(const float* logits, double max, double temperature, double typical_p, const Workspace& work,
-                          std::int64_t count) {
-  std::int32_t* ids = work.ids;
-  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return !(work.weights[id] > 0); }) - ids;
-  MoreTypical better{logits, max, temperature, 0.0};
-  double total = 0.0, sum = 0.0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    total += work.weights[ids[i]];
-    sum += work.weights[ids[i]] * better.z(ids[i]);
-  }
-  better.mean = sum / total;
-  const std::int32_t edge = edge_of(work.weights, typical_p * total, better, ids, count);
-  count = std::remove_if(ids, ids + count, [&](std::int32_t id) { return better(edge, id); }) - ids;
-  std::sort(ids, ids + count);
-  return count;
-}
-
 std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* logits, float max,
                     const ElementwiseKernels& kernels, const Workspace& work) {
   const std::int64_t n = request.vocab_size;
@@ -272,12 +282,19 @@ std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* lo
     return count;
   };
   std::int64_t count = collect([](std::int32_t) { return true; });
+  const double temperature = request.temperature[r];
+  const MoreProbable more_probable{logits, max};
+  std::int32_t nucleus_edge = -1;
+  const auto in_nucleus = [&](std::int32_t i) { return nucleus_edge < 0 || !more_probable(nucleus_edge, i); };
   if (top_p < 1) {
-    const MoreProbable better{logits};
-    const std::int32_t edge = nucleus_edge(logits, work.weights, top_p, work.ids, count);
-    count = collect([&](std::int32_t i) { return !better(edge, i); });
+    nucleus_edge = edge_of(work.weights, top_p, temperature, more_probable, work.ids, count);
+    count = collect(in_nucleus);
   }
-  if (typical_p < 1) count = keep_typical(logits, max, request.temperature[r], typical_p, work, count);
+  if (typical_p < 1) {
+    const MoreTypical more_typical{logits, max, mean_below_max(logits, work.weights, max, work.ids, count)};
+    const std::int32_t edge = edge_of(work.weights, typical_p, temperature, more_typical, work.ids, count);
+    count = collect([&](std::int32_t i) { return in_nucleus(i) && !more_typical(edge, i); });
+  }
   return draw_from(work.weights, work.ids, count, u);
 }
 

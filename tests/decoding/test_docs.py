@@ -14,10 +14,10 @@ from octavo.decoding import SamplingParams
 PAGE = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
 TABLE = re.findall(r"^\| `(\w+)` \|(.*)\|(.*)\|(.*)\|$", PAGE.split("## The parameters")[1].split("\n## ")[0], re.MULTILINE)
 ROWS = {name: [cell.strip() for cell in cells] for name, *cells in TABLE}
-NOT_SAMPLING = {"output_kind", "prompt_logprobs_start", "best_of"}
-"""How outputs are handed out, and what beam search says."""
+NOT_SAMPLING = {"output_kind", "prompt_logprobs_start"}
+"""How outputs are handed out, and how many of a prompt's tokens are scored."""
 
-DEFAULTS = {"none": None, "drawn afresh": None, "all": None, "true": True, "false": False}
+DEFAULTS = {"none": None, "drawn afresh": None, "all": None, "`n`": None, "true": True, "false": False}
 
 
 def test_every_parameter_is_there() -> None:

@@ -44,7 +44,7 @@ def kept_weights(logits: Float32Array, rule: Rule) -> Float64Array:
     if rule.top_p < 1:
         kept &= nucleus(logits, np.where(kept, weights, 0.0), rule.top_p)
     if rule.typical_p < 1:
-        kept &= typical(z, np.where(kept, weights, 0.0), rule.typical_p)
+        kept &= typical(logits, np.where(kept, weights, 0.0), rule.typical_p)
     return np.where(kept, weights, 0.0)
 
 
@@ -58,14 +58,15 @@ def nucleus(logits: Float32Array, weights: Float64Array, top_p: float) -> BoolAr
     return kept
 
 
-def typical(z: Float64Array, weights: Float64Array, typical_p: float) -> BoolArray:
+def typical(logits: Float32Array, weights: Float64Array, typical_p: float) -> BoolArray:
     """The smallest set of most typical tokens, ties by lower id, whose share of the total weight reaches typical_p.
 
-    Information and entropy, -z + ln Σw and -Σ p z + ln Σw, differ by the distance of ``z`` from its mean.
+    Information and entropy, -x / T + ln Σw and -Σ p x / T + ln Σw, differ in proportion to the distance of ``logits`` from their mean.
     """
     candidates = np.flatnonzero(weights > 0)
-    w, z = weights[candidates], z[candidates]
-    distance = np.abs(z - np.sum(w * z) / np.sum(w))
+    w = weights[candidates]
+    x = logits[candidates].astype(np.float64) - logits.max()
+    distance = np.abs(x - np.sum(w * x) / np.sum(w))
     order = np.lexsort((candidates, distance))
     cumulative = np.cumsum(w[order])
     size = int(np.searchsorted(cumulative, typical_p * cumulative[-1], side="left")) + 1
