@@ -41,16 +41,18 @@ std::string range(std::int64_t end) { return "must be in [0, " + std::to_string(
 
 // Scratch of one choice.
 struct Workspace {
-  float* adjusted;    // (V,)
-  double* weights;    // (V,)
-  std::int32_t* ids;  // (V,)
-  float* values;      // (V,), shares memory with ids
+  float* adjusted;      // (V,)
+  double* weights;      // (V,)
+  std::int32_t* ids;    // (V,)
+  float* values;        // (V,), shares memory with ids
+  std::int32_t* spare;  // (V,)
 };
 
 Workspace carve(float* scratch, std::int64_t vocab_size) {
   const std::int64_t padded = (vocab_size + 7) / 8 * 8;
-  auto* ids = reinterpret_cast<std::int32_t*>(scratch + 3 * padded);
-  return {scratch, reinterpret_cast<double*>(scratch + padded), ids, reinterpret_cast<float*>(ids)};
+  float* values = scratch + 3 * padded;
+  return {scratch, reinterpret_cast<double*>(scratch + padded), reinterpret_cast<std::int32_t*>(values), values,
+          reinterpret_cast<std::int32_t*>(values + padded)};
 }
 
 struct Entries {
@@ -273,27 +275,26 @@ std::int32_t sample(const ChoiceRequest& request, std::size_t r, const float* lo
   const bool limit = top_k > 0 && top_k < n;
   if (min_p <= 0 && !limit && top_p >= 1 && typical_p >= 1) return draw_from_all(work.weights, n, total, u);
   const float least = limit ? kth_largest(logits, n, top_k, work.values) : -kInfinity;
-  const auto collect = [&](auto&& keep) {  // in id order
-    std::int64_t count = 0;
-    for (std::int32_t i = 0; i < n; ++i) {
-      work.ids[count] = i;
-      count += logits[i] >= least && work.weights[i] >= min_p && keep(i) ? 1 : 0;
-    }
-    return count;
-  };
-  std::int64_t count = collect([](std::int32_t) { return true; });
-  const double temperature = request.temperature[r];
-  const MoreProbable more_probable{logits, max};
-  std::int32_t nucleus_edge = -1;
-  const auto in_nucleus = [&](std::int32_t i) { return nucleus_edge < 0 || !more_probable(nucleus_edge, i); };
-  if (top_p < 1) {
-    nucleus_edge = edge_of(work.weights, top_p, temperature, more_probable, work.ids, count);
-    count = collect(in_nucleus);
+  std::int64_t count = 0;
+  for (std::int32_t i = 0; i < n; ++i) {
+    work.ids[count] = i;
+    count += logits[i] >= least && work.weights[i] >= min_p ? 1 : 0;
   }
+  const double temperature = request.temperature[r];
+  const auto cut = [&](double share, const auto& before) {  // in id order, as before
+    std::copy_n(work.ids, count, work.spare);
+    const std::int32_t edge = edge_of(work.weights, share, temperature, before, work.spare, count);
+    std::int64_t kept = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int32_t id = work.ids[i];
+      work.ids[kept] = id;
+      kept += before(edge, id) ? 0 : 1;
+    }
+    count = kept;
+  };
+  if (top_p < 1) cut(top_p, MoreProbable{logits, max});
   if (typical_p < 1) {
-    const MoreTypical more_typical{logits, max, mean_below_max(logits, work.weights, max, work.ids, count)};
-    const std::int32_t edge = edge_of(work.weights, typical_p, temperature, more_typical, work.ids, count);
-    count = collect([&](std::int32_t i) { return in_nucleus(i) && !more_typical(edge, i); });
+    cut(typical_p, MoreTypical{logits, max, mean_below_max(logits, work.weights, max, work.ids, count)});
   }
   return draw_from(work.weights, work.ids, count, u);
 }

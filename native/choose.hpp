@@ -42,7 +42,7 @@ struct ChoiceResult {
 void check_choices(const ChoiceRequest& request);
 
 // Floats of scratch that choose_one needs.
-constexpr std::int64_t choice_scratch_floats(std::int64_t vocab_size) { return 4 * (vocab_size + 8); }
+constexpr std::int64_t choice_scratch_floats(std::int64_t vocab_size) { return 5 * (vocab_size + 8); }
 
 // Choice r of a checked request. Scratch is 64-byte aligned.
 void choose_one(const ChoiceRequest& request, std::int64_t r, const ElementwiseKernels& kernels, float* scratch,
