@@ -1,7 +1,7 @@
 """Programs of one kernel each, and how long the executor takes for it.
 
-A linear program multiplies by enough different weights that each comes from memory, as in a model; the KV cache that attention reads is
-larger than what caches hold too. Row kernels work on rows that the kernel before them has just written, as in a model. Values are
+A linear program of few rows multiplies by enough different weights that each comes from memory, as in a model; the KV cache that attention
+reads is larger than what caches hold too. Row kernels work on rows that the kernel before them has just written, as in a model. Values are
 arbitrary but harmless: neither NaN nor denormal.
 """
 
@@ -24,8 +24,10 @@ from octavo.weights.tensor import Tensor, TensorType
 
 VOCAB = 64
 """Rows of the embedding from which all rows come."""
-STREAMED_BYTES = 128 << 20
-"""More than caches hold."""
+STREAMED_BYTES = 256 << 20
+"""So much more than caches hold that what they keep of it from one run to the next does not count."""
+MEMORY_BOUND_ROWS = 32
+"""With more rows than that, arithmetic takes longest whatever the weights come from: then there are fewer of them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ class Setting:
     threads: int
     seconds: float
     """How long a point is measured."""
-    isa: str = ""
 
 
 class Bench:
@@ -192,12 +193,20 @@ def _finish(builder: ProgramBuilder, x: Value, head_dim: int = 64) -> Value:
 
 
 def linear_points(setting: Setting, shapes: Shapes, kind: TensorType, name: str, row_counts: list[int]) -> Iterator[Point]:
-    """``y = x Wᵀ`` with as many weights as are more than caches hold; each row of K formats is rounded up to whole blocks."""
+    """``y = x Wᵀ``; each row of K formats is rounded up to whole blocks."""
+    few, many = ([rows for rows in row_counts if (rows <= MEMORY_BOUND_ROWS) is wanted] for wanted in (True, False))
+    for counts, num_bytes in ((few, STREAMED_BYTES), (many, STREAMED_BYTES // 4)):
+        if counts:
+            yield from _linear_points(setting, shapes, kind, name, counts, num_bytes)
+
+
+def _linear_points(setting: Setting, shapes: Shapes, kind: TensorType, name: str, row_counts: list[int], num_bytes: int) -> Iterator[Point]:
+    """With as many copies of the weights as take that many bytes."""
     outputs, inputs = shapes.linears[name]
     inputs = -(-inputs // kind.block_length) * kind.block_length
     packed, bits, _ = _native.describe_packing(getattr(_native.SourceType, kind.name))
     one = outputs * inputs * bits / 8
-    copies = max(1, min(400, round(STREAMED_BYTES / one)))
+    copies = max(1, min(1000, round(num_bytes / one)))
     tensor = random_tensor("w", kind, (outputs, inputs), np.random.default_rng(1))
     names = [f"w{i}" for i in range(copies)]
 

@@ -25,3 +25,11 @@ def measure(build_dir: Path, threads: int) -> dict[str, float]:
 def best(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     """Of two measurements: a ceiling is what was reached at least once."""
     return {name: max(value, other.get(name, value)) for name, value in one.items()}
+
+
+def of_family(measured: dict[str, float], isa: str) -> dict[str, float]:
+    """The ceilings of kernels that stay below AVX-512: what AVX2's instructions reach."""
+    if isa == "avx512":
+        return measured
+    int8 = max(measured["avx2_int8_gops"], measured["avx2_int4_gops"])
+    return {**measured, "float_gflops": measured["avx2_float_gflops"], "int8_gops": int8}

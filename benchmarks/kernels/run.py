@@ -1,8 +1,9 @@
 """One command: every kernel, format, shape and number of rows beside the measured ceilings; a table, a JSON file and a plot.
 
-    python -m benchmarks.kernels.run                                  everything, about four minutes
+    python -m benchmarks.kernels.run                                  everything, about six minutes
     python -m benchmarks.kernels.run --kernels linear --formats Q4_1,F32 --rows 1,64,512
     python -m benchmarks.kernels.run --threads 1 --seconds 1
+    OCTAVO_ISA=avx2 python -m benchmarks.kernels.run                  the kernels of that family, beside what its instructions can do
 
 A point is the 10th percentile of its runs, so work of others on the machine does little harm as long as there are gaps.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 from benchmarks.kernels import bench, ceilings
 from benchmarks.kernels.bench import Point, Setting, Shapes
 from benchmarks.peers import machine
+from octavo.backends.native.executable import ISA_VARIABLE
 from octavo.config import KVDType
 
 KERNELS = ("linear", "attention", "rows", "choose")
@@ -61,8 +64,9 @@ def markdown(found: list[Point], about: dict[str, object], limits: dict[str, flo
     note = (
         f"{about['date']}, {about['cpu']}, {about['threads']} threads, {about['isa']} kernels, shapes of {about['model']}. Ceilings, "
         f"the best before and after: {limits['read_gb_s']:.1f} GB/s read, {limits['float_gflops']:.0f} GFLOPS fp32, "
-        f"{limits['int8_gops']:.0f} GOPS int8. Weights and long contexts come from memory; rows, short contexts of few sequences and "
-        f"few logits come from caches, which are faster than that ceiling. `{about['command']}`"
+        f"{limits['int8_gops']:.0f} GOPS int8. Weights of up to "
+        f"{bench.MEMORY_BOUND_ROWS} rows and long contexts come from memory; rows, short contexts of few sequences and few logits come "
+        f"from caches, which are faster than that ceiling. `{about['command']}`"
     )
     return "\n".join([*rows, "", note])
 
@@ -134,14 +138,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     from octavo import _native
 
+    isa = _native.select_isa_family(os.environ.get(ISA_VARIABLE, ""))
     about: dict[str, object] = {
         "date": time.strftime("%F %T"),
         "command": " ".join(["python -m benchmarks.kernels.run", *(argv if argv is not None else sys.argv[1:])]),
         **machine.describe(),
         "threads": args.threads,
-        "isa": _native.select_isa_family(""),
+        "isa": isa,
         "model": shapes.name,
     }
+    limits = ceilings.of_family(limits, isa)
     say(f"{about}\n{limits}")
     found = []
     for p in points(args, setting, shapes):
@@ -149,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         say(
             f"  {p.kernel:10}{p.case:28}{p.rows:5} rows{p.seconds * 1e6:11.1f} µs{p.gb_s:8.1f} GB/s{p.gops:8.0f} GOPS{p.share(limits):6.0%}"
         )
-    limits = ceilings.best(limits, ceilings.measure(args.out, args.threads))
+    limits = ceilings.best(limits, ceilings.of_family(ceilings.measure(args.out, args.threads), isa))
     table = markdown(found, about, limits)
     (args.out / "kernels.md").write_text(table + "\n")
     record = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Protocol
 
+from benchmarks.peers.race import Rules
 from benchmarks.peers.report import Report
 from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM
 
@@ -15,6 +16,7 @@ TYPICAL_S: Mapping[str, Mapping[str, float]] = {
     "decode": {OCTAVO: 0.6, LLAMA_CPP: 1, OPENVINO: 1.1, VLLM: 2.3, TRANSFORMERS: 5.6},
     "prefill": {OCTAVO: 0.2, LLAMA_CPP: 1.4, OPENVINO: 0.2, VLLM: 0.3, TRANSFORMERS: 0.8},
     "samples": {OCTAVO: 0.8, LLAMA_CPP: 2.6, OPENVINO: 2.4, VLLM: 2.6, TRANSFORMERS: 11},
+    "beams": {OCTAVO: 0.7, OPENVINO: 2.5, VLLM: 12, TRANSFORMERS: 8},
     "prefix": {OCTAVO: 1.2, LLAMA_CPP: 6, OPENVINO: 2.6, VLLM: 2},
     "context": {OCTAVO: 3, LLAMA_CPP: 9, OPENVINO: 4.5},
     "startup": {OCTAVO: 1, LLAMA_CPP: 0.7, OPENVINO: 1.1, VLLM: 18, TRANSFORMERS: 3.3},
@@ -31,16 +33,20 @@ class Named(Protocol):
     def engine(self) -> str: ...
     @property
     def weights(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    def group(self, row: str) -> str: ...
 
 
-def estimate_s(planned: Mapping[str, Sequence[Named]], reps: int, earlier: Report | None) -> float:
-    """Seconds for ``reps`` undisturbed repetitions of every row and variant, with their warm-ups."""
-    total = 0.0
+def estimate_s(planned: Mapping[str, Sequence[Named]], rules: Rules, earlier: Report | None) -> float:
+    """Seconds for the undisturbed repetitions of every row and variant, with their warm-ups and the starts of their processes."""
+    sessions = {(v.key, v.group(row)): v.engine for row, variants in planned.items() if row != "startup" for v in variants}
+    total = sum(TYPICAL_S["startup"].get(engine, 1.0) for engine in sessions.values())
     for row, variants in planned.items():
         for variant in variants:
             found = earlier.find(row, variant.engine, variant.weights) if earlier else None
             one = median(run["wall_s"] for run in found.runs) if found else TYPICAL_S[row].get(variant.engine, 10)
-            total += reps * (one + QUIET_S)
+            total += rules.of(variant.engine) * (one + QUIET_S)
             if row == "context":
                 total += CONTEXT_WARM_UP_S.get(variant.engine, 0.0)
             elif ROWS[row].warm_up is not None:

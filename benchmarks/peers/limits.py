@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers import workload
+
+if TYPE_CHECKING:
+    from octavo.config import KVDType
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class ModelSize:
     kv_bytes_per_token: int
 
     @classmethod
-    def of(cls, gguf: Path, kv_element_bytes: int = 2) -> ModelSize:
+    def of(cls, gguf: Path, kv_dtype: KVDType = "fp16") -> ModelSize:
         """Of a GGUF file of the Llama family."""
+        from octavo.backends.base import kv_bytes_per_token
+        from octavo.program import KVSpec
         from octavo.weights.gguf import GGUFFile
 
         file = GGUFFile(gguf)
@@ -43,7 +48,7 @@ class ModelSize:
         family = facts["general.architecture"]
         heads, width = facts[f"{family}.attention.head_count"], facts[f"{family}.embedding_length"]
         kv_heads = facts.get(f"{family}.attention.head_count_kv", heads)
-        kv = 2 * facts[f"{family}.block_count"] * kv_heads * (width // heads) * kv_element_bytes
+        kv = kv_bytes_per_token(KVSpec(facts[f"{family}.block_count"], kv_heads, width // heads), kv_dtype)
         return cls(weight_bytes, layer_weights, head_weights, kv)
 
 
@@ -78,6 +83,9 @@ class Limits:
         if row == "samples":
             n, lengths = workload.NUM_SAMPLES, workload.SAMPLES
             return self.prompt_s(lengths.input_len) + sum(self.step_s(n, lengths.input_len + n * i) for i in range(lengths.output_len))
+        if row == "beams":  # at best they differ in their last tokens only
+            n, lengths = workload.BEAM_WIDTH, workload.BEAMS
+            return self.prompt_s(lengths.input_len) + sum(self.step_s(n, lengths.input_len + i + n) for i in range(lengths.output_len))
         if row == "prefix":
             n, lengths = workload.PREFIX.num_prompts, workload.PREFIX
             distinct = workload.SHARED_LEN + n * (lengths.input_len - workload.SHARED_LEN)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from benchmarks.peers import machine, workload
 from benchmarks.peers.report import Note, Report, Result
@@ -28,9 +28,15 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Rules:
+    """``reps_of``: of engines that get another number of repetitions."""
+
     reps: int
     extra_reps: int = 3
     patience_s: int = 25
+    reps_of: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, engine: str) -> int:
+        return self.reps_of.get(engine, self.reps)
 
 
 def measured(entrant: Entrant, row: str, rep: int, patience_s: int) -> dict[str, float]:
@@ -48,7 +54,7 @@ def measured(entrant: Entrant, row: str, rep: int, patience_s: int) -> dict[str,
 
 
 def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, say: Say) -> None:
-    """``rules.reps`` undisturbed repetitions of each entrant, added to the report."""
+    """As many undisturbed repetitions of each entrant as the rules say, added to the report."""
     good: dict[Entrant, list[dict[str, float]]] = {entrant: [] for entrant in entrants}
     bad: dict[Entrant, list[dict[str, float]]] = {entrant: [] for entrant in entrants}
 
@@ -64,8 +70,11 @@ def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, sa
     if row.warm_up is not None:
         for entrant in entrants:
             attempt(entrant, lambda entrant=entrant: entrant.session.measure(row.warm_up, workload.WARM_UP))  # type: ignore[misc]
-    for rep in range(rules.reps + rules.extra_reps):
-        for entrant in [e for e in entrants if e in good and len(good[e]) < rules.reps]:
+            entrant.session.clear()
+    for rep in range(max(rules.of(e.engine) for e in entrants) + rules.extra_reps if entrants else 0):
+        for entrant in [
+            e for e in entrants if e in good and len(good[e]) < rules.of(e.engine) and rep < rules.of(e.engine) + rules.extra_reps
+        ]:
             figures = attempt(entrant, lambda entrant=entrant, rep=rep: measured(entrant, row.name, rep, rules.patience_s))  # type: ignore[misc]
             if figures is None:
                 continue
@@ -76,5 +85,5 @@ def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, sa
             say(f"  {row.name:9} {entrant.engine:13}{entrant.weights:5}{value}   others {figures['other_cpu']:.1%}{mark}")
     for entrant, runs in good.items():
         rest = sorted(bad[entrant], key=lambda run: run["other_cpu"])
-        lacking = rules.reps - len(runs)
+        lacking = rules.of(entrant.engine) - len(runs)
         report.add(Result(row.name, entrant.engine, entrant.weights, runs + rest[:lacking], rest[lacking:]))

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.peers.limits import Limits, ModelSize
-from benchmarks.peers.rows import FP32_MUST, FP32_REACH, OCTAVO, ROWS, Figure, Goal, Row, Share, Times
+from benchmarks.peers.rows import ENGINES, FP32_MUST, FP32_REACH, OCTAVO, ROWS, Figure, Goal, Row, Share, Times
+
+SETTINGS: Mapping[str, tuple[str, Any]] = {
+    "reps": ("--reps", 3),
+    "reps_of": ("--reps-of", ""),
+    "threads": ("--threads", 2),
+    "octavo_kv_dtype": ("--octavo-kv", "fp16"),
+    "llama_slots": ("--llama-slots", 64),
+    "openvino_seqs": ("--openvino-seqs", 64),
+}
+"""What figures depend on: its name in the report → option and default."""
 
 
 @dataclass
@@ -83,6 +94,17 @@ class Report:
             return cls(about, [Result(**{name: r[name] for name in fields}) for r in results], [Note(**n) for n in notes])
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no report of this benchmark: {error!r}") from error
+
+    def command(self) -> str:
+        """Which one measures this again, however many runs it was made in."""
+        found = [name for name in ROWS if any(r.row == name for r in self.results)]
+        peers = [engine for engine in ENGINES[1:] if any(r.engine == engine for r in self.results)]
+        options = [] if found == list(ROWS) else ["--rows", ",".join(found)]
+        options += [] if peers == list(ENGINES[1:]) else ["--peers", ",".join(peers) or "none"]
+        for name, (option, default) in SETTINGS.items():
+            value = self.about["settings"].get(name, default)
+            options += [] if value == default else [option, str(value)]
+        return "make bench-peers" + (f' BENCH_ARGS="{" ".join(options)}"' if options else "")
 
     def limit(self, row: str, weights: str) -> float | None:
         """The best that this machine allows, in the row's unit, as measured in the same run."""

@@ -105,6 +105,16 @@ _ROWS = (
         "decode",
     ),
     Row(
+        "beams",
+        "beam search, width 4, 512-token prompt, 64 out",
+        "束搜索，宽度 4，提示词 512、输出 64",
+        "s",
+        "less",
+        (Figure(1.2),),
+        Times(3.1, OPENVINO),
+        "decode",
+    ),
+    Row(
         "prefix",
         "32 requests, 512 shared, 16 own, 32 out, cold",
         "32 个请求，共享前缀 512、各自 16、输出 32，冷启动",
@@ -132,7 +142,7 @@ _ROWS = (
         "less",
         (Figure(1.5),),
         Figure(0.8),
-        None,
+        "startup",
         fp32=False,
     ),
     Row(

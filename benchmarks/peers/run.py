@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers.run                                   everything, medians of three
     python -m benchmarks.peers.run --rows decode,prefill --peers llama.cpp --reps 5
+    python -m benchmarks.peers.run --reps-of vLLM=1,transformers=1   a third of the time goes to these two
     python -m benchmarks.peers.run --resume                          goes on with what an interrupted run lacks
     python -m benchmarks.peers.run --readme                          … and puts the table into the READMEs
     python -m benchmarks.peers.run --report                          only writes table and plot again
@@ -14,7 +15,6 @@ measured again, up to three more times (``--extra-reps``); then the least distur
 from __future__ import annotations
 
 import argparse
-import shlex
 import signal
 import subprocess
 import sys
@@ -28,7 +28,7 @@ from benchmarks.kernels import ceilings
 from benchmarks.peers import environments, limits, llamacpp, machine, workload
 from benchmarks.peers.estimate import estimate_s
 from benchmarks.peers.race import Entrant, Rules, race
-from benchmarks.peers.report import Note, Report, Result, fill
+from benchmarks.peers.report import SETTINGS, Note, Report, Result, fill
 from benchmarks.peers.rows import ENGINES, LLAMA_CPP, OCTAVO, ROWS, memory_source
 from benchmarks.peers.table import markdown, plot
 from benchmarks.peers.variants import VARIANTS, Session, Setting, Variant, describe
@@ -42,6 +42,7 @@ def say(message: str) -> None:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
+    default = {name: value for name, (_, value) in SETTINGS.items()}
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers.run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -50,13 +51,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(ENGINES[1:]), help="with commas between them: " + ",".join(ENGINES[1:]) + ", or none")
     parser.add_argument("--rows", default=",".join(ROWS), help="with commas between them: " + ",".join(ROWS))
     parser.add_argument("--weights", default=",".join(WEIGHTS), help="with commas between them: " + ",".join(WEIGHTS))
-    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--reps", type=int, default=default["reps"], help="of each row and engine (3)")
+    parser.add_argument("--reps-of", default=default["reps_of"], help="of engines that get more or less of them: vLLM=1,transformers=1")
     parser.add_argument("--extra-reps", type=int, default=3, help="how many disturbed repetitions may be repeated (3)")
     parser.add_argument("--patience", type=int, default=25, help="seconds to wait for a quiet machine before each repetition (25)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--octavo-kv", default="fp16", help="Octavo's --kv-cache-dtype (fp16)")
-    parser.add_argument("--llama-slots", type=int, default=64, help="llama-server's slots for the 64 requests (64)")
-    parser.add_argument("--openvino-seqs", type=int, default=64, help="OpenVINO's max_num_seqs (64)")
+    parser.add_argument("--threads", type=int, default=default["threads"])
+    parser.add_argument(
+        "--octavo-kv", default=default["octavo_kv_dtype"], choices=("fp32", "fp16", "int8"), help="Octavo's --kv-cache-dtype (fp16)"
+    )
+    parser.add_argument("--llama-slots", type=int, default=default["llama_slots"], help="llama-server's slots for the 64 requests (64)")
+    parser.add_argument("--openvino-seqs", type=int, default=default["openvino_seqs"], help="OpenVINO's max_num_seqs (64)")
     parser.add_argument("--resume", action="store_true", help="keep what the report has already and measure what it lacks")
     parser.add_argument("--report", action="store_true", help="measure nothing; write the table and the plot of the report that is there")
     parser.add_argument("--setup", action="store_true", help="only make the environments")
@@ -75,6 +79,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{name} {','.join(unknown)}: known are {', '.join(known)}")
     if chosen.reps < 1:
         parser.error(f"--reps {chosen.reps}: at least 1")
+    try:
+        pairs = [entry.split("=") for entry in chosen.reps_of.split(",") if entry]
+        chosen.rules = Rules(chosen.reps, chosen.extra_reps, chosen.patience, {engine: int(reps) for engine, reps in pairs})
+    except ValueError:
+        parser.error(f"--reps-of {chosen.reps_of}: engines and numbers such as vLLM=1,transformers=1")
+    if unknown := [f"{e}={n}" for e, n in chosen.rules.reps_of.items() if e not in ENGINES or n < 1]:
+        parser.error(f"--reps-of {','.join(unknown)}: at least 1 of {', '.join(ENGINES)}")
     if chosen.readme and workload.SMOKE:
         parser.error("--readme: OCTAVO_PEERS_SMOKE=1 gives no figures")
     return chosen
@@ -161,14 +172,12 @@ def about(args: argparse.Namespace, setting: Setting) -> dict[str, object]:
             peers[engine] = ", ".join(r.replace("==", " ") for r in environments.REQUIREMENTS[environment] if "==" in r)
     found: dict[str, object] = {
         "date": time.strftime("%F %T"),
-        "command": f"python -m benchmarks.peers.run {shlex.join(sys.argv[1:])}".strip(),
         "machine": machine.describe(),
         "versions": {"Octavo": version("octavo"), **peers},
-        "settings": {**describe(setting), "reps": args.reps},
+        "settings": {**describe(setting), "reps": args.reps, "reps_of": args.reps_of},
     }
-    element_bytes = {"fp32": 4, "fp16": 2}.get(setting.octavo_kv_dtype, 1)
     files = {weights: made.gguf("F32" if weights == "fp32" else weights) for weights in ("Q4_1", "Q4_0", "fp32")}
-    found["sizes"] = {w: asdict(limits.ModelSize.of(file, element_bytes)) for w, file in files.items() if file.exists()}
+    found["sizes"] = {w: asdict(limits.ModelSize.of(file, setting.octavo_kv_dtype)) for w, file in files.items() if file.exists()}
     try:
         machine.wait_for_quiet(patience_s=args.patience)
         found["limits"] = ceilings.measure(args.dir / "bin", args.threads)
@@ -177,12 +186,12 @@ def about(args: argparse.Namespace, setting: Setting) -> dict[str, object]:
     return found
 
 
-def resumed(path: Path, setting: Setting, reps: int) -> Report | None:
+def resumed(path: Path, setting: Setting, args: argparse.Namespace) -> Report | None:
     """The report to go on with. Raises ``ValueError`` if it was made with other settings."""
     if not path.exists():
         return None
     report = Report.load(path)
-    now = {**describe(setting), "reps": reps}
+    now = {**describe(setting), "reps": args.reps, "reps_of": args.reps_of}
     if differing := [k for k, v in now.items() if report.about["settings"].get(k) != v]:
         raise ValueError(f"{path} was measured with another {', '.join(differing)}: it cannot be resumed")
     return report
@@ -216,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.setup:
         say("all environments are ready" if not failures else f"not ready: {', '.join(failures)}")
         return 1 if failures else 0
-    report = resumed(path, setting, args.reps) if args.resume else None
+    report = resumed(path, setting, args) if args.resume else None
     earlier = Report.load(path) if path.exists() else None
     if report is None:
         report = Report(about(args, setting))
@@ -227,11 +236,10 @@ def main(argv: list[str] | None = None) -> int:
                 report.note(Note("all", variant.engine, variant.weights, failed))
     lacking = {(n.engine, n.weights) for n in report.notes if n.row == "all"}
     planned = {row: [v for v in vs if (v.engine, v.weights) not in lacking] for row, vs in planned.items()}
-    rules = Rules(args.reps, args.extra_reps, args.patience)
     say(f"{report.about['machine']}\n{report.about['versions']}\n{report.about.get('limits')}")
-    say(f"estimate: {estimate_s(planned, args.reps, earlier) / 60:.0f} minutes on a quiet machine")
+    say(f"estimate: {estimate_s(planned, args.rules, earlier) / 60:.0f} minutes on a quiet machine")
     started = time.monotonic()
-    measure(planned, setting, rules, report, path)
+    measure(planned, setting, args.rules, report, path)
     if "limits" in report.about:
         report.about["limits"] = ceilings.best(report.about["limits"], ceilings.measure(args.dir / "bin", args.threads))
     report.about["took_s"] = round(time.monotonic() - started)

@@ -18,7 +18,8 @@ WORDS = {
             "SmolLM2-135M-Instruct, the same token ids and lengths for all; other processes took at most {other:.1%} of the CPU. "
             "✓ and ✗ compare what was measured with the goal before the colon, as multiples. "
             "This machine reads {read:.0f} GB/s and computes {float:.0f} GFLOPS in fp32, {int8:.0f} GOPS in int8; the limit is what these "
-            "allow for weights, keys and values alone. Peak memory is read after the 64 requests. {versions}. "
+            "allow for weights, keys and values alone. Peak memory is read after the 64 requests; Octavo's KV cache "
+            "has room for just these. {versions}. "
             "`{command}` measures it again."
         ),
     },
@@ -30,7 +31,8 @@ WORDS = {
             "各引擎在同一次运行中轮流测量，取 {reps} 次的中位数（{date}）；{cpu}，{cores} 核，各用 {threads} 个线程；模型 "
             "SmolLM2-135M-Instruct，所有引擎的 token 与长度相同；其他进程占用 CPU 不超过 {other:.1%}。"
             "✓ 与 ✗ 表示冒号后的实测倍数是否达到冒号前的目标。本机读内存 {read:.0f} GB/s，fp32 {float:.0f} GFLOPS，int8 {int8:.0f} GOPS；"
-            "“极限”只计读写权重与 KV 以及权重乘法所需的时间。峰值内存在 64 个请求之后读取。{versions}。用 `{command}` 可重新测量。"
+            "“极限”只计读写权重与 KV 以及权重乘法所需的时间。峰值内存在 64 个请求之后读取，Octavo 的 KV 缓存恰好容得下这些请求。"
+            "{versions}。用 `{command}` 可重新测量。"
         ),
     },
 }
@@ -59,7 +61,7 @@ def _others(report: Report, line: Line) -> str:
     return text
 
 
-def markdown(report: Report, language: str = "en", command: str = "make bench-peers") -> str:
+def markdown(report: Report, language: str = "en") -> str:
     """The table, what could not be measured and why, and what was measured on what."""
     words: dict[str, Any] = WORDS[language]
     head = words["head"]
@@ -78,14 +80,15 @@ def markdown(report: Report, language: str = "en", command: str = "make bench-pe
     missing = [
         f"- {note.engine} {note.weights}, {ROWS[note.row].en if note.row in ROWS else note.row}: {note.text}" for note in report.notes
     ]
-    return "\n".join([*rows, "", *([words["missing"], *missing, ""] if missing else []), _note(report, words["note"], command)])
+    return "\n".join([*rows, "", *([words["missing"], *missing, ""] if missing else []), _note(report, words["note"])])
 
 
-def _note(report: Report, words: str, command: str) -> str:
+def _note(report: Report, words: str) -> str:
     about = report.about
+    reps_of = about["settings"].get("reps_of", "").replace("=", " ").replace(",", ", ")
     limits = about.get("limits") or {"read_gb_s": 0.0, "float_gflops": 0.0, "int8_gops": 0.0}
     return words.format(
-        reps=about["settings"]["reps"],
+        reps=f"{about['settings']['reps']}" + (f" ({reps_of})" if reps_of else ""),
         date=about["date"],
         cores=about["machine"]["cores"],
         cpu=about["machine"]["cpu"],
@@ -95,7 +98,7 @@ def _note(report: Report, words: str, command: str) -> str:
         float=limits["float_gflops"],
         int8=limits["int8_gops"],
         versions=", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-        command=command,
+        command=report.command(),
     )
 
 

@@ -9,23 +9,29 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.peers import workload
 from benchmarks.peers.client import complete_all
 from benchmarks.peers.environments import Environments
+from benchmarks.peers.limits import ModelSize
 from benchmarks.peers.llamacpp import LlamaServer, LlamaTools
 from benchmarks.peers.process import Server, Worker, free_port
 from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, TRANSFORMERS, VLLM
+from octavo.config import KVDType
 
-MIB = 2**20
-SERVED_KV_BYTES = 512 * MIB
-"""Room for 64 sequences of 256 tokens of SmolLM2 in fp16, which is what llama-server is given too."""
-CONTEXT_KV_BYTES = 1792 * MIB
-"""Room for 64 sequences of 1,056 tokens in fp16."""
+BLOCK = 16
+KV_TOKENS = {
+    "serving": workload.SERVING.num_prompts * -(-(workload.SERVING.input_len + workload.SERVING.output_len) // BLOCK) * BLOCK,
+    "context": 81_920,
+}
+"""Octavo's room for keys and values: over HTTP just what the row needs, since memory is read after it (llama-server gets 32 tokens more
+for each request); for long contexts, these and what the repetitions add to them."""
+OTHER_KV_TOKENS = 24_576
 
-IN_PROCESS = ("requests", "decode", "prefill", "samples", "prefix", "context", "startup")
+IN_PROCESS = ("requests", "decode", "prefill", "samples", "beams", "prefix", "context", "startup")
 
 
 class Session(Protocol):
@@ -46,9 +52,17 @@ class Setting:
 
     environments: Environments
     threads: int
-    octavo_kv_dtype: str = "fp16"
+    octavo_kv_dtype: KVDType = "fp16"
     llama_slots: int = 64
     openvino_seqs: int = 64
+
+    @cached_property
+    def kv_bytes_per_token(self) -> int:
+        """In Octavo's cache."""
+        return ModelSize.of(self.environments.model, self.octavo_kv_dtype).kv_bytes_per_token
+
+    def kv_bytes(self, row: str) -> int:
+        return KV_TOKENS.get(row, OTHER_KV_TOKENS) * self.kv_bytes_per_token
 
     def log(self, name: str) -> Path:
         return self.environments.root / "logs" / f"{name}.log"
@@ -62,7 +76,7 @@ class OctavoServer(Server):
         port = free_port()
         command = [sys.executable, "-m", "octavo.cli", "serve", str(model), "--port", str(port), "--served-model-name", "peer"]
         command += ["--num-threads", str(setting.threads), "--kv-cache-dtype", setting.octavo_kv_dtype]
-        command += ["--kv-cache-memory-bytes", str(SERVED_KV_BYTES)]
+        command += ["--kv-cache-memory-bytes", str(setting.kv_bytes("serving"))]
         super().__init__(command, port, setting.log(f"octavo-server-{weights}"))
 
     def measure(self, row: str, rep: int) -> dict[str, float]:
@@ -158,9 +172,8 @@ class Variant:
         environments, threads = setting.environments, setting.threads
         python, module, settings, environment = Path(sys.executable), "octavo", {}, {}
         if self.engine == OCTAVO:
-            kv_bytes = CONTEXT_KV_BYTES if row == "context" else SERVED_KV_BYTES
             settings = {"model": str(gguf), "num_threads": threads, "kv_cache_dtype": setting.octavo_kv_dtype}
-            settings |= {"kv_cache_memory_bytes": kv_bytes * (2 if setting.octavo_kv_dtype == "fp32" else 1)}
+            settings |= {"kv_cache_memory_bytes": setting.kv_bytes(row)}
         elif self.engine == OPENVINO:
             python, module = environments.python("openvino"), "openvino"
             model = environments.openvino_model("int8" if self.weights == "int8" else "fp32")
@@ -201,12 +214,12 @@ VARIANTS = (
     Variant(LLAMA_CPP, "fp32", ("requests", "serving", "decode", "prefill", "samples", "context"), serves=True),
     Variant(OPENVINO, "int8"),
     Variant(OPENVINO, "fp32"),
-    Variant(OPENVINO, "bf16", ("requests", "decode", "prefill", "samples", "prefix")),
-    Variant(VLLM, "fp32", ("requests", "decode", "prefill", "samples", "prefix", "startup")),
-    Variant(TRANSFORMERS, "fp32", ("requests", "decode", "prefill", "samples", "startup")),
+    Variant(OPENVINO, "bf16", ("requests", "decode", "prefill", "samples", "beams", "prefix")),
+    Variant(VLLM, "fp32", ("requests", "decode", "prefill", "samples", "beams", "prefix", "startup")),
+    Variant(TRANSFORMERS, "fp32", ("requests", "decode", "prefill", "samples", "beams", "startup")),
 )
 """A row has those who can win it or are named by one of its goals: the whole has to fit into half an hour. llama.cpp's Q4_0 stands for its
-Q4_1 where both would do the same, since it is the faster of the two; ``transformers`` neither pages nor shares.
+Q4_1 where both would do the same, since it is the faster of the two, and has no beam search; ``transformers`` neither pages nor shares.
 
 On CPUs with bf16 instructions OpenVINO computes an fp32 model in bf16 unless told otherwise: that is ``bf16``, and ``fp32`` is told."""
 
@@ -216,6 +229,7 @@ def describe(setting: Setting) -> dict[str, Any]:
     return {
         "threads": setting.threads,
         "octavo_kv_dtype": setting.octavo_kv_dtype,
+        "kv_bytes_per_token": setting.kv_bytes_per_token,
         "llama_slots": setting.llama_slots,
         "openvino_seqs": setting.openvino_seqs,
         "model": setting.environments.model.name,

@@ -33,6 +33,8 @@ SERVING = Lengths(16, 8, 4) if SMOKE else Lengths(128, 128, 64)
 CONTEXT = Lengths(64, 8, 4) if SMOKE else Lengths(1024, 32, 64)
 SAMPLES = Lengths(64, 8) if SMOKE else Lengths(512, 64)
 NUM_SAMPLES = 8
+BEAMS = SAMPLES
+BEAM_WIDTH = 4
 SHARED_LEN = 64 if SMOKE else 512
 PREFIX = Lengths(SHARED_LEN + 16, 4, 4) if SMOKE else Lengths(SHARED_LEN + 16, 32, 32)
 
@@ -61,6 +63,11 @@ def context() -> list[list[int]]:
 
 def samples(rep: int) -> list[int]:
     return rand_prompt(SAMPLES.input_len, 90_000 + rep)
+
+
+def beams(rep: int) -> list[int]:
+    """None that ``samples`` has: a process that measures both has that one's keys and values."""
+    return rand_prompt(BEAMS.input_len, 90_500 + rep)
 
 
 def prefix(rep: int) -> list[list[int]]:

@@ -7,9 +7,10 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from benchmarks.kernels import bench, run
+from benchmarks.kernels import bench, ceilings, run
 from benchmarks.kernels.bench import Point, Setting, Shapes
 
 from octavo.weights import dequantize
@@ -17,6 +18,7 @@ from octavo.weights import dequantize
 SMALL = Shapes("small", hidden=256, intermediate=256, heads=4, kv_heads=2, head_dim=64, vocab=512)
 QUICK = Setting(threads=1, seconds=0.0)
 CEILINGS = {"read_gb_s": 40.0, "float_gflops": 200.0, "int8_gops": 400.0}
+AVX2_CEILINGS = {"avx2_float_gflops": 200.0, "avx2_int8_gops": 200.0, "avx2_int4_gops": 400.0}
 
 
 def test_a_share_is_of_whichever_takes_longest() -> None:
@@ -27,6 +29,12 @@ def test_a_share_is_of_whichever_takes_longest() -> None:
     assert Point("linear", "x", 512, 2.0, 20e9, 300e9, "float_gflops").share(CEILINGS) == 0.75
 
 
+def test_ceilings_are_those_of_the_kernels_that_run() -> None:
+    wide = {"read_gb_s": 40.0, "float_gflops": 400.0, "int8_gops": 1600.0} | AVX2_CEILINGS
+    assert ceilings.of_family(wide, "avx512") == wide
+    assert ceilings.of_family(wide, "avx2") == {**wide, "float_gflops": 200.0, "int8_gops": 400.0}
+
+
 @pytest.mark.parametrize("kind", bench.FORMATS, ids=lambda kind: kind.name)
 def test_linear_is_measured_in_every_packed_format(kind: bench.TensorType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "STREAMED_BYTES", 1 << 18)
@@ -34,6 +42,21 @@ def test_linear_is_measured_in_every_packed_format(kind: bench.TensorType, monke
     assert [(p.rows, p.num_ops) for p in points] == [(1, 2.0 * 256 * 256), (3, 6.0 * 256 * 256)]
     assert all(p.seconds > 0 for p in points)
     assert points[0].case == f"{bench.packed_name(kind)} down"
+
+
+def test_few_rows_get_more_weights_than_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "STREAMED_BYTES", 1 << 20)
+    copies: list[int] = []
+    real = bench.Bench.__init__
+
+    def counting(self: bench.Bench, setting: Setting, build: Any, tensors: dict[str, bench.Tensor], **more: Any) -> None:
+        copies.append(len(tensors))
+        real(self, setting, build, tensors, **more)
+
+    monkeypatch.setattr(bench.Bench, "__init__", counting)
+    points = list(bench.linear_points(QUICK, SMALL, bench.TensorType.F32, "down", [1, 33, 2]))
+    assert [p.rows for p in points] == [1, 2, 33]
+    assert copies == [4, 1]
 
 
 def test_formats_cover_all_that_are_packed() -> None:
@@ -83,7 +106,7 @@ def test_rows_and_choices_are_measured() -> None:
 
 
 def test_one_command_writes_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = iter([CEILINGS, {**CEILINGS, "read_gb_s": 44.0}])
+    measured = iter([CEILINGS | AVX2_CEILINGS, CEILINGS | AVX2_CEILINGS | {"read_gb_s": 44.0}])
     monkeypatch.setattr(bench, "STREAMED_BYTES", 1 << 20)
     monkeypatch.setattr(run, "Shapes", lambda: SMALL)
     monkeypatch.setattr(run.machine, "wait_for_quiet", lambda patience_s: True)

@@ -18,7 +18,7 @@ from benchmarks.peers.process import Worker
 from benchmarks.peers.race import Entrant, Rules, race
 from benchmarks.peers.report import Note, Report, Result
 from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, ROWS, VLLM, Times
-from benchmarks.peers.variants import VARIANTS
+from benchmarks.peers.variants import VARIANTS, Setting
 
 
 def test_the_workload_is_a_contract() -> None:
@@ -26,6 +26,9 @@ def test_the_workload_is_a_contract() -> None:
     ids = [workload.decode(0), workload.prefill(3), *workload.serving(1)]
     assert [len(prompt) for prompt in ids] == [32, 512] + [128] * 64
     assert sha256(json.dumps(ids).encode()).hexdigest() == "bc02de29d7d90ef7453fd8e3c3b12b80d179342daf60933c65bffac6a296e1a9"
+    ids = [workload.beams(rep) for rep in range(2)]
+    assert [len(prompt) for prompt in ids] == [512] * 2
+    assert sha256(json.dumps(ids).encode()).hexdigest() == "9b9646bddb6c8337425a6c50ce306f12c59acd9665579f7a03c00d81da2fd73a"
     ids = [workload.samples(1), *workload.prefix(2), *workload.context()]
     assert [len(prompt) for prompt in ids] == [512] + [528] * 32 + [1024] * 64
     assert sha256(json.dumps(ids).encode()).hexdigest() == "1acbdf9bf466582ce5dc3e348abfd1d006b9548c5015f9fcd52b3783e0bbc61d"
@@ -33,7 +36,9 @@ def test_the_workload_is_a_contract() -> None:
 
 def test_prompts_share_nothing_but_the_prefix_that_they_should() -> None:
     """A repetition that another's cached keys and values could answer would measure nothing."""
-    prompts = [workload.samples(rep) for rep in range(6)] + [workload.decode(rep) for rep in range(6)]
+    prompts = (
+        [workload.samples(rep) for rep in range(6)] + [workload.beams(rep) for rep in range(6)] + [workload.decode(rep) for rep in range(6)]
+    )
     prompts += [p for rep in (*range(6), workload.WARM_UP) for p in workload.serving(rep)] + workload.context()
     heads = [tuple(p[:16]) for p in prompts] + [tuple(workload.prefix(rep)[0][:16]) for rep in range(6)]
     assert len(set(heads)) == len(heads)
@@ -71,6 +76,16 @@ def test_disturbed_repetitions_are_measured_again(monkeypatch: pytest.MonkeyPatc
     [result] = report.results
     assert [r["value"] for r in result.runs] == [1.0, 2.0, 4.0]
     assert [r["value"] for r in result.disturbed] == [0.0, 3.0]
+
+
+def test_slow_engines_can_get_fewer_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted_loads(monkeypatch, iter([0.0, 0.9, 0.0, 0.0, 0.0]))
+    report = Report({})
+    entrants = [Entrant(engine, "fp32", Scripted([1.0, 2.0, 3.0])) for engine in (OCTAVO, VLLM)]
+    race(ROWS["decode"], entrants, Rules(3, reps_of={VLLM: 1}), report, lambda line: None)
+    ours, theirs = report.results
+    assert [r["value"] for r in ours.runs] == [1.0, 2.0, 3.0]
+    assert [r["value"] for r in theirs.runs] == [2.0], "a disturbed one is measured again all the same"
 
 
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +158,18 @@ def test_a_run_goes_on_with_what_it_lacks() -> None:
     }
 
 
-@pytest.mark.parametrize("argv", [["--rows", "decode,nothing"], ["--peers", "ollama"], ["--reps", "0"], ["--weights", "int3"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--rows", "decode,nothing"],
+        ["--peers", "ollama"],
+        ["--reps", "0"],
+        ["--reps-of", "vLLM"],
+        ["--reps-of", "ollama=1"],
+        ["--reps-of", "vLLM=0"],
+        ["--weights", "int3"],
+    ],
+)
 def test_what_is_unknown_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.arguments(argv)
@@ -153,10 +179,20 @@ def test_what_is_unknown_is_refused(argv: list[str], capsys: pytest.CaptureFixtu
 def test_the_estimate_takes_what_was_measured_before() -> None:
     report = Report({})
     plan = run.plan(run.arguments([]), report)
-    typical = estimate_s(plan, 3, None)
-    assert 10 * 60 < typical < 30 * 60, "a whole run is to take less than half an hour"
+    typical = estimate_s(plan, Rules(3), None)
+    assert 10 * 60 < typical < 40 * 60, "a whole run is to take no longer than a lunch"
+    assert estimate_s(plan, run.arguments(["--reps-of", "vLLM=1,transformers=1"]).rules, None) < typical - 4 * 60
     report.add(Result("requests", VLLM, "fp32", [{"value": 1.0, "wall_s": TYPICAL_S["requests"][VLLM] + 100}]))
-    assert estimate_s(plan, 3, report) == pytest.approx(typical + 3 * 100)
+    assert estimate_s(plan, Rules(3), report) == pytest.approx(typical + 3 * 100)
+
+
+def test_the_server_whose_memory_is_read_has_room_for_its_requests_only(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    setting = Setting(Environments(tmp_path, model), 2)
+    setting.__dict__["kv_bytes_per_token"] = 10
+    assert setting.kv_bytes("serving") == 10 * 64 * 256
+    assert setting.kv_bytes("context") > 10 * 64 * (1024 + 32)
+    assert setting.kv_bytes("prefix") == setting.kv_bytes("requests") > 10 * 32 * (528 + 32)
 
 
 def test_a_worker_answers_or_says_why_not(tmp_path: Path) -> None:
@@ -260,4 +296,4 @@ def test_a_launch_is_ended_only_after_its_cpu_time_is_known(monkeypatch: pytest.
     scripted_loads(monkeypatch, iter([0.0] * 2))
     monkeypatch.setattr(machine.Watch, "other_cpu", lambda self: calls.append("count") or 0.0)
     race(ROWS["startup"], [Entrant(VLLM, "fp32", Launched(calls))], Rules(2), Report({}), lambda line: None)
-    assert calls == ["measure", "count", "clear"] * 2
+    assert calls == ["measure", "clear"] + ["measure", "count", "clear"] * 2

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.peers import run, workload
 from benchmarks.peers.limits import Limits, ModelSize
 from benchmarks.peers.report import Note, Report, Result, fill, lines
-from benchmarks.peers.rows import LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM
+from benchmarks.peers.rows import ENGINES, LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM
 from benchmarks.peers.table import WORDS, markdown, plot
 
 SIZE = ModelSize(weight_bytes=100_000_000, layer_weights=106_000_000, head_weights=28_000_000, kv_bytes_per_token=23_040)
@@ -96,6 +96,21 @@ def test_what_is_missing_is_said() -> None:
     assert "at most 3.0% of the CPU" in text
     assert "Octavo 0.1.0, llama.cpp b1" in text
     assert "40 GB/s" in text
+
+
+def test_the_command_measures_what_was_measured() -> None:
+    """However many runs it took, and without where its files lie."""
+    report = made(("decode", OCTAVO, "Q4_1", [300.0]), ("startup", OCTAVO, "Q4_1", [1.0]))
+    assert report.command() == 'make bench-peers BENCH_ARGS="--rows decode,startup --peers none"'
+    everything = [(row, engine, "fp32", [1.0]) for row in ROWS for engine in ENGINES]
+    whole = made(*everything)
+    assert whole.command() == "make bench-peers"
+    whole.about["settings"] |= {"reps": 5, "reps_of": "vLLM=1", "octavo_kv_dtype": "int8"}
+    assert whole.command() == 'make bench-peers BENCH_ARGS="--reps 5 --reps-of vLLM=1 --octavo-kv int8"'
+    text = markdown(whole)
+    assert f"`{whole.command()}`" in text
+    assert "Medians of 5 (vLLM 1)" in text
+    assert "取 5 (vLLM 1) 次的中位数" in markdown(whole, "zh")
 
 
 def test_limits_are_what_reading_and_multiplying_take() -> None:

@@ -13,6 +13,7 @@ from benchmarks.peers.workload import Lengths
 
 def main() -> None:
     channel = claim_stdout()
+    from octavo.decoding.beam_search import BeamSearchParams
     from octavo.decoding.params import SamplingParams
     from octavo.llm import LLM
 
@@ -55,6 +56,15 @@ def main() -> None:
         done = run([workload.samples(rep)], workload.SAMPLES, n=workload.NUM_SAMPLES, temperature=1.0, seed=rep)
         return {"value": done["time_s"]}
 
+    def beams(rep: int) -> dict[str, float]:
+        output_len = workload.BEAMS.output_len
+        params = BeamSearchParams(beam_width=workload.BEAM_WIDTH, n=1, max_tokens=output_len, min_tokens=output_len, ignore_eos=True)
+        started = time.monotonic()
+        [output] = llm.beam_search([{"prompt_token_ids": workload.beams(rep)}], params)
+        time_s = time.monotonic() - started
+        expect(sum(len(branch.token_ids) for branch in output.outputs), output_len)
+        return {"value": time_s}
+
     def prefix(rep: int) -> dict[str, float]:
         return {"value": run(workload.prefix(rep), workload.PREFIX)["time_s"]}
 
@@ -67,6 +77,7 @@ def main() -> None:
         "requests": requests,
         "context": context,
         "samples": samples,
+        "beams": beams,
         "prefix": prefix,
         "first_token": first_token,
     }

@@ -101,6 +101,9 @@ def main() -> None:
         more = {"do_sample": True, "num_return_sequences": workload.NUM_SAMPLES, "temperature": 1.0, "rng_seed": rep}
         return {"value": run(pipe(True), [workload.samples(rep)], workload.SAMPLES, **more)}
 
+    def beams(rep: int) -> dict[str, float]:
+        return {"value": run(pipe(True), [workload.beams(rep)], workload.BEAMS, num_beams=workload.BEAM_WIDTH, num_return_sequences=1)}
+
     def prefix(rep: int) -> dict[str, float]:
         prompts = workload.prefix(rep)
         if not chosen["first_then_rest"]:
@@ -116,6 +119,7 @@ def main() -> None:
         "requests": requests,
         "context": context,
         "samples": samples,
+        "beams": beams,
         "prefix": prefix,
         "first_token": first_token,
     }

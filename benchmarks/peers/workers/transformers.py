@@ -79,6 +79,9 @@ def main() -> None:
         more = {"do_sample": True, "num_return_sequences": workload.NUM_SAMPLES, "temperature": 1.0, "top_k": 0}
         return {"value": run([workload.samples(rep)], workload.SAMPLES, **more)}
 
+    def beams(rep: int) -> dict[str, float]:
+        return {"value": run([workload.beams(rep)], workload.BEAMS, num_beams=workload.BEAM_WIDTH)}
+
     def prefix(rep: int) -> dict[str, float]:
         return {"value": run(workload.prefix(rep), workload.PREFIX)}
 
@@ -91,6 +94,7 @@ def main() -> None:
         "requests": requests,
         "context": context,
         "samples": samples,
+        "beams": beams,
         "prefix": prefix,
         "first_token": first_token,
     }

@@ -15,6 +15,7 @@ def main() -> None:
     channel = claim_stdout()
     chosen = settings()
     import vllm
+    from vllm.sampling_params import BeamSearchParams
 
     llm = vllm.LLM(
         chosen["model"],
@@ -62,6 +63,16 @@ def main() -> None:
     def samples(rep: int) -> dict[str, float]:
         return {"value": run([workload.samples(rep)], workload.SAMPLES, n=workload.NUM_SAMPLES, temperature=1.0, seed=rep)[0]}
 
+    def beams(rep: int) -> dict[str, float]:
+        prompt, output_len = workload.beams(rep), workload.BEAMS.output_len
+        started = time.perf_counter()
+        [output] = llm.beam_search(
+            [{"prompt_token_ids": prompt}], BeamSearchParams(beam_width=workload.BEAM_WIDTH, max_tokens=output_len, ignore_eos=True)
+        )
+        time_s = time.perf_counter() - started
+        expect(len(output.sequences[0].tokens), len(prompt) + output_len, "tokens of prompt and output")
+        return {"value": time_s}
+
     def prefix(rep: int) -> dict[str, float]:
         return {"value": run(workload.prefix(rep), workload.PREFIX)[0]}
 
@@ -74,6 +85,7 @@ def main() -> None:
         "requests": requests,
         "context": context,
         "samples": samples,
+        "beams": beams,
         "prefix": prefix,
         "first_token": first_token,
     }
