@@ -51,6 +51,7 @@ class KVMachine(RuleBasedStateMachine):
             return
         before = (self.kv.num_free_blocks, list(life.table.ids))
         needed = self.kv.blocks_needed(life.table, life.computed, end)
+        assert self.kv.can_write(life.table, life.computed) == (not self.kv.blocks_needed(life.table, life.computed, life.computed + 1))
         try:
             copies = self.kv.reserve(life.table, life.computed, end)
         except NoFreeBlocks:

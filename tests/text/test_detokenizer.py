@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,15 @@ def test_pushes_and_flush_give_the_whole(tokenizer: Tokenizer, ids: list[int], s
     pieces = [detokenizer.push(i) for i in ids]
     assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(ids, skip_special_tokens=skip)
     assert detokenizer.flush() == "", "nothing is left after a flush"
+
+
+@given(ids=IDS, skip=st.booleans(), cuts=st.sets(st.integers(0, 40)))
+def test_many_at_once_are_pushed_like_one_after_the_other(tokenizer: Tokenizer, ids: list[int], skip: bool, cuts: set[int]) -> None:
+    alone, together = (IncrementalDetokenizer(tokenizer, skip_special_tokens=skip) for _ in range(2))
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
+    for begin, end in itertools.pairwise(bounds):
+        assert together.push_all(ids[begin:end]) == "".join([alone.push(i) for i in ids[begin:end]])
+    assert together.flush() == alone.flush()
 
 
 @given(ids=IDS)

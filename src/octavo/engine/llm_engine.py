@@ -58,7 +58,6 @@ class LLMEngine:
         self._states: dict[str, RequestState] = {}
         self._arrivals = 0
         self._seed = config.seed
-        self._last_token_s: dict[Sequence, float] = {}
 
     @classmethod
     def from_config(cls, config: EngineConfig, on_progress: Callable[[int, int], None] | None = None) -> LLMEngine:
@@ -162,7 +161,7 @@ class LLMEngine:
             self._states[sequence.request.request_id].take_scores(scores)
         for entry in output.scheduled:
             request = entry.sequence.request
-            if entry.completes and request.max_tokens == 0 and request.error is None:
+            if request.max_tokens == 0 and entry.completes and request.error is None:
                 state = touched[request.request_id] = self._states[request.request_id]
                 self._end(state, "length")
         for sequence, tokens in result.chosen.items():
@@ -192,40 +191,44 @@ class LLMEngine:
 
     def _take_tokens(self, state: RequestState, sequence: Sequence, tokens: list[ChosenToken], now_s: float) -> None:
         """Forks the sequence if tokens of several branches were chosen for it, and appends to each branch its own."""
-        if sequence.request.metrics.first_token_s is None:
-            sequence.request.metrics.first_token_s = now_s
-            self.metrics.time_to_first_token.observe(now_s - sequence.request.metrics.arrival_s)
+        metrics = self.metrics
+        request = sequence.request
+        if request.metrics.first_token_s is None:
+            request.metrics.first_token_s = now_s
+            metrics.time_to_first_token.observe(now_s - request.metrics.arrival_s)
         if state.beams is not None:
             self._grow_beams(state, state.beams, sequence, tokens[0], now_s)
             return
-        for token in tokens[1:]:
-            if token.branch != sequence.branch:
-                state.sequences[token.branch] = self.scheduler.fork(sequence, token.branch)
+        if len(tokens) > 1:
+            for token in tokens[1:]:
+                if token.branch != sequence.branch:
+                    state.sequences[token.branch] = self.scheduler.fork(sequence, token.branch)
         for token in tokens:
             branch = state.sequences.get(token.branch)
             if branch is None:
                 break  # it ended with a token before this one of its draft
             branch.append(token.token_id)
-            if (last_s := self._last_token_s.get(branch)) is not None:
-                self.metrics.inter_token_latency.observe(now_s - last_s)
-            self._last_token_s[branch] = now_s
-            reason = state.branch(token.branch).push(token, self.max_model_len)
+            if branch.last_token_s is not None:
+                metrics.inter_token_latency.observe(now_s - branch.last_token_s)
+            branch.last_token_s = now_s
+            reason = state.branch(token.branch).push(token)
             if reason is not None:
                 self.scheduler.finish(branch, reason)
                 self._forget(state, branch)
-            self.metrics.generation_tokens.inc()
+            metrics.generation_tokens.value += 1
 
     def _grow_beams(self, state: RequestState, beams: RunningBeams, sequence: Sequence, token: ChosenToken, now_s: float) -> None:
         """Once every beam of a search has its candidates, the search takes a step; its last step ends the request."""
         if not beams.take(sequence, token.top):
             return
-        last_s = max((self._last_token_s.pop(s, 0.0) for s in beams.sequences), default=0.0)
+        last_s = max((s.last_token_s or 0.0 for s in beams.sequences), default=0.0)
         beams.grow(self.scheduler)
         state.sequences = {s.branch: s for s in beams.sequences}
         if last_s:
             self.metrics.inter_token_latency.observe(now_s - last_s)
-        self._last_token_s.update((s, now_s) for s in beams.sequences)
-        self.metrics.generation_tokens.inc(len(beams.search.beams))
+        for sequence in beams.sequences:
+            sequence.last_token_s = now_s
+        self.metrics.generation_tokens.value += len(beams.search.beams)
         if beams.search.done:
             self._end(state, "stop")
 
@@ -258,7 +261,6 @@ class LLMEngine:
 
     def _forget(self, state: RequestState, sequence: Sequence) -> None:
         state.sequences.pop(sequence.branch, None)
-        self._last_token_s.pop(sequence, None)
 
     def _emit(self, state: RequestState) -> RequestOutput | None:
         request = state.request
@@ -266,6 +268,8 @@ class LLMEngine:
             request.metrics.finished_s = time.monotonic()
             self.metrics.request_latency.observe(request.metrics.finished_s - request.metrics.arrival_s)
             self.metrics.requests_finished.labels(state.finish_reason).inc()
+        elif state.silent:
+            return None
         return state.output()
 
     def _note_first_scheduled(self, output: SchedulerOutput, began_s: float) -> None:
@@ -290,12 +294,14 @@ class LLMEngine:
     def _observe(self, output: SchedulerOutput, began_s: float, now_s: float) -> None:
         if not output.scheduled:
             return
-        decodes = sum(entry.num_scheduled_tokens - len(entry.draft) == 1 for entry in output.scheduled)
-        num_tokens = output.num_tokens
+        num_tokens = decodes = 0
+        for entry in output.scheduled:
+            num_tokens += entry.num_scheduled_tokens
+            decodes += entry.num_scheduled_tokens - len(entry.draft) == 1
         self.scheduler.step_time.observe(1e3 * (now_s - began_s), num_tokens - decodes, decodes)
-        self.metrics.steps.inc()
-        self.metrics.step_seconds.inc(now_s - began_s)
-        self.metrics.computed_tokens.inc(num_tokens)
+        self.metrics.steps.value += 1
+        self.metrics.step_seconds.value += now_s - began_s
+        self.metrics.computed_tokens.value += num_tokens
 
     def _seed_of(self, params: SamplingParams) -> int:
         if params.seed is not None:

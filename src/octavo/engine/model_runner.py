@@ -30,9 +30,11 @@ _SMALLEST_TOP_P = np.float32(2.0**-126)
 """Anything above zero keeps a token; it must not be rounded to zero. Of top_p, and of typical_p."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChosenToken:
-    """``top``: (token id, log-probability) of the most probable tokens, where log-probabilities were asked for."""
+    """Not to be changed (one is made per token: freezing would cost more than all the rest of it).
+
+    ``top``: (token id, log-probability) of the most probable tokens, where log-probabilities were asked for."""
 
     branch: int
     token_id: int

@@ -29,12 +29,13 @@ class BranchOutput:
 
     __slots__ = (
         "_detokenizer",
-        "_eos_token_ids",
+        "_endings",
         "_pieces",
         "_request",
         "_sent_tokens",
         "_stops",
         "_tokenizer",
+        "_undecoded",
         "cumulative_logprob",
         "finish_reason",
         "index",
@@ -48,7 +49,7 @@ class BranchOutput:
         params = request.params
         self._request = request
         self._tokenizer = tokenizer
-        self._eos_token_ids = eos_token_ids
+        self._endings = {*params.stop_ids, *(() if params.ignore_eos else eos_token_ids)}
         self._detokenizer = (
             IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, after=request.prompt_token_ids)
             if params.detokenize
@@ -56,6 +57,8 @@ class BranchOutput:
         )
         self._stops = StopStringMatcher(params.stop_strings, include=params.include_stop_str_in_output)
         self._pieces: list[str] = []
+        self._undecoded: list[int] = []
+        """Tokens whose text nobody has needed yet: where nothing is looked for in it, it is made when it is shown."""
         self._sent_tokens = 0
         self.index = index
         self.token_ids: list[int] = []
@@ -65,7 +68,7 @@ class BranchOutput:
         self.stop_reason: str | int | None = None
         self.score: float | None = None
 
-    def push(self, token: ChosenToken, max_model_len: int) -> FinishReason | None:
+    def push(self, token: ChosenToken) -> FinishReason | None:
         """Takes the next token. Returns why the branch ends with it, if it does."""
         params = self._request.params
         self.token_ids.append(token.token_id)
@@ -73,24 +76,27 @@ class BranchOutput:
             self.cumulative_logprob += token.logprob
         if self.logprobs is not None and token.logprob is not None:
             self.logprobs.append(_logprobs_of(self._tokenizer, token.token_id, token.logprob, token.rank, token.top))
-        if self._ends_by_id(token.token_id):
+        if token.token_id in self._endings:
+            if token.token_id in params.stop_ids:
+                self.stop_reason = token.token_id
             if params.include_stop_str_in_output:
                 self._push_text(token.token_id, match=False)
             self.finish("stop")
+        elif not params.stop:
+            self._undecoded.append(token.token_id)
         elif (stop := self._push_text(token.token_id, match=len(self.token_ids) > params.min_tokens)) is not None:
             self.stop_reason = stop
             self.finish_reason = "stop"
-        elif len(self.token_ids) >= self._request.max_tokens or len(self._request.prompt_token_ids) + len(self.token_ids) >= max_model_len:
+        if self.finish_reason is None and len(self.token_ids) >= self._request.max_tokens:
             self.finish("length")
         return self.finish_reason
 
     def replay(self, hypothesis: Hypothesis, reason: FinishReason) -> None:
         """Becomes the text of a beam, which ends with ``reason`` unless its last token says why."""
         num_top = self._request.params.logprobs or 0
-        limit = len(self._request.prompt_token_ids) + self._request.max_tokens
         for beam in hypothesis.beam.chain():
             top = list(beam.siblings[:num_top])
-            self.push(ChosenToken(self.index, beam.token_id, beam.logprob, beam.rank, top), limit)
+            self.push(ChosenToken(self.index, beam.token_id, beam.logprob, beam.rank, top))
         self.finish(reason)
         self.cumulative_logprob = hypothesis.beam.cumulative_logprob
         self.score = hypothesis.score
@@ -100,6 +106,7 @@ class BranchOutput:
         if self.finish_reason is None:
             self.finish_reason = reason
             if self._detokenizer is not None:
+                self._decode()
                 text, stop = self._stops.push(self._detokenizer.flush())
                 self._pieces.append(text)
                 if stop is None:
@@ -107,6 +114,7 @@ class BranchOutput:
 
     def take(self, kind: RequestOutputKind) -> CompletionOutput:
         """The output so far; in ``DELTA`` mode only what is new since the last call."""
+        self._decode()
         delta = kind is RequestOutputKind.DELTA
         start = self._sent_tokens if delta else 0
         if not delta:
@@ -126,14 +134,14 @@ class BranchOutput:
             score=self.score,
         )
 
-    def _ends_by_id(self, token_id: int) -> bool:
-        params = self._request.params
-        if token_id in params.stop_ids:
-            self.stop_reason = token_id
-            return True
-        return not params.ignore_eos and token_id in self._eos_token_ids
+    def _decode(self) -> None:
+        """Makes the text of tokens that has not been needed so far."""
+        if self._undecoded and self._detokenizer is not None:
+            self._pieces.append(self._detokenizer.push_all(self._undecoded))
+        self._undecoded.clear()
 
     def _push_text(self, token_id: int, *, match: bool) -> str | None:
+        self._decode()
         if self._detokenizer is None:
             return None
         text = self._detokenizer.push(token_id)
@@ -149,7 +157,7 @@ _GRAVEST_FIRST: tuple[FinishReason, ...] = ("error", "abort", "length", "stop")
 class RequestState:
     """A request under way: its branches' outputs, and the ``RequestOutput`` made of them."""
 
-    __slots__ = ("_prompt_logprobs", "_scores", "_tokenizer", "beams", "branches", "dirty", "request", "sequences")
+    __slots__ = ("_prompt_logprobs", "_scores", "_tokenizer", "beams", "branches", "dirty", "request", "sequences", "silent")
 
     def __init__(self, request: Request, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
         self.request = request
@@ -164,6 +172,8 @@ class RequestState:
         self.beams: RunningBeams | None = None
         self.dirty: set[int] = set()
         """Branches with something new."""
+        self.silent = request.params.output_kind is RequestOutputKind.FINAL_ONLY or request.params.ranks_branches
+        """Whether it shows nothing before it has finished."""
 
     def branch(self, index: int) -> BranchOutput:
         """A branch that is about to have something new."""
@@ -210,7 +220,10 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        return all(branch.finish_reason is not None for branch in self.branches)
+        for branch in self.branches:  # noqa: SIM110 - asked for at every step: all() would make a generator
+            if branch.finish_reason is None:
+                return False
+        return True
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -222,10 +235,9 @@ class RequestState:
         """What the caller is to see now, by the request's ``output_kind``; ``None`` if nothing."""
         kind = self.request.params.output_kind
         finished = self.finished
-        params = self.request.params
-        if (kind is RequestOutputKind.FINAL_ONLY or params.ranks_branches) and not finished:
+        if self.silent and not finished:
             return None
-        if params.ranks_branches:
+        if self.request.params.ranks_branches:
             self._keep_the_best()
         indices = sorted(self.dirty) if kind is RequestOutputKind.DELTA else range(len(self.branches))
         self.dirty.clear()

@@ -117,21 +117,29 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Decides the next step and reserves its blocks."""
         plan = _Plan(self.max_num_batched_tokens, self.max_num_batched_tokens, self.max_score_rows)
-        self._follow()
-        for sequence in [s for s in self.running if s.num_uncomputed_tokens == 1]:
-            if plan.budget == 0:
-                break
-            self._schedule_running(plan, sequence, 1)
-        self._draft(plan)
+        if self.following:
+            self._follow()
+        lacking = [(s, len(s.token_ids) - s.num_computed_tokens) for s in self.running]
+        drafting = False
+        for sequence, num_tokens in lacking:
+            if num_tokens == 1:
+                if plan.budget == 0:
+                    break
+                self._schedule_running(plan, sequence, 1)
+                drafting = drafting or sequence.lookup is not None
+        if drafting:
+            self._draft(plan)
         if plan.entries:
             within = self.step_time.prompt_tokens_within(self.max_step_ms)
             plan.prompt_budget = plan.budget if within is None else min(plan.budget, within)
-        for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1 and s not in self.following]:
+        for sequence, num_tokens in lacking:
+            if num_tokens <= 1 or sequence in self.following:
+                continue
             if plan.prompt_budget == 0:
                 break
             if num_tokens := self._chunk(plan, sequence, sequence.num_computed_tokens):
                 self._schedule_running(plan, sequence, num_tokens)
-        if not plan.output.preempted and not plan.output.outgrown:
+        if self.waiting and not plan.output.preempted and not plan.output.outgrown:
             self._admit(plan)
         plan.output.scheduled = list(plan.entries.values())
         return plan.output
@@ -145,7 +153,8 @@ class Scheduler:
             sequence = entry.sequence
             if sequence.status is RequestStatus.RUNNING:
                 sequence.num_computed_tokens = entry.end - len(entry.draft) + num_accepted.get(sequence, 0)
-                sequence.next_score_row = max(sequence.next_score_row, entry.score_rows.stop)
+                if sequence.wants_scores:
+                    sequence.next_score_row = max(sequence.next_score_row, entry.score_rows.stop)
                 self.kv.publish(sequence.table, sequence.hashes, sequence.num_computed_tokens)
 
     def check_integrity(self) -> None:
@@ -193,6 +202,9 @@ class Scheduler:
         if sequence.status is not RequestStatus.RUNNING:
             return  # preempted by an earlier one within this step
         start = sequence.num_computed_tokens
+        if num_tokens == 1 and self.kv.can_write(sequence.table, start):
+            self._note(plan, sequence, start, 1)
+            return
         while self.kv.blocks_needed(sequence.table, start, start + num_tokens) > self.kv.num_free_blocks:
             fitting = self._fitting(sequence, num_tokens)
             if fitting:
@@ -299,12 +311,18 @@ class Scheduler:
     def _enter(self, plan: _Plan, sequence: Sequence, num_tokens: int) -> None:
         start = sequence.num_computed_tokens
         plan.output.block_copies += self.kv.reserve(sequence.table, start, start + num_tokens)
+        self._note(plan, sequence, start, num_tokens)
+
+    def _note(self, plan: _Plan, sequence: Sequence, start: int, num_tokens: int) -> None:
+        """What ``_enter`` does once there are blocks for the tokens."""
         plan.entries[sequence] = entry = ScheduledSequence(sequence, start, num_tokens)
-        plan.score_rows -= len(entry.score_rows)
+        if sequence.wants_scores:
+            plan.score_rows -= len(entry.score_rows)
         plan.budget -= num_tokens
         plan.prompt_budget = max(0, plan.prompt_budget - num_tokens)
         size = self.kv.block_size
-        plan.computing.update(sequence.hashes[start // size : (start + num_tokens) // size])
+        if (full := (start + num_tokens) // size) > start // size:
+            plan.computing.update(sequence.hashes[start // size : full])
 
     def _fitting(self, sequence: Sequence, num_tokens: int) -> int:
         """Tokens of a chunk that the free blocks allow without taking anybody else's."""

@@ -8,11 +8,12 @@ from octavo.engine.sequence import Sequence
 from octavo.kv import BlockCopy, BlockHash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScheduledSequence:
     """``num_scheduled_tokens`` tokens of ``sequence``, from position ``start`` on; the last of them may be a ``draft``.
 
-    Drafted tokens are not the sequence's yet: each becomes so if it is the one that is chosen for its position.
+    Drafted tokens are not the sequence's yet: each becomes so if it is the one that is chosen for its position. Not to be changed: it is
+    not frozen because one is made per sequence and step, and that would make it six times as dear.
     """
 
     sequence: Sequence
@@ -48,6 +49,8 @@ class ScheduledSequence:
     def score_rows(self) -> range:
         """Positions among its tokens whose logits give the log-probability of the prompt token behind them."""
         sequence = self.sequence
+        if not sequence.wants_scores:
+            return range(0)
         return range(max(self.start, sequence.next_score_row), min(self.end, sequence.num_prompt_tokens - 1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from octavo.decoding import BeamSearchParams, LogitRules, PromptLookup, SamplingParams, TokenCounts
@@ -43,11 +43,11 @@ class Request:
     error: str | None = None
     beam: BeamSearchParams | None = None
     rules: LogitRules | None = None
+    num_branches: int = field(init=False)
+    """The most sequences that it will have at once."""
 
-    @property
-    def num_branches(self) -> int:
-        """The most sequences that it will have at once."""
-        return self.params.num_branches if self.beam is None else self.beam.beam_width
+    def __post_init__(self) -> None:
+        self.num_branches = self.params.num_branches if self.beam is None else self.beam.beam_width
 
 
 class SequenceGroup:
@@ -79,6 +79,7 @@ class Sequence:
         "finish_reason",
         "group",
         "hasher",
+        "last_token_s",
         "lookup",
         "next_score_row",
         "num_computed_tokens",
@@ -108,6 +109,8 @@ class Sequence:
         self.group: SequenceGroup | None = None
         self.lookup: PromptLookup | None = None
         """Where drafts of its next tokens come from, if any are wanted."""
+        self.last_token_s: float | None = None
+        """When it got its last token, by ``time.monotonic()``."""
 
     def join(self, group: SequenceGroup) -> None:
         self.group = group
@@ -131,9 +134,14 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def wants_scores(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still to come."""
+        return self.next_score_row < self.num_prompt_tokens - 1
+
+    @property
     def num_reusable_tokens(self) -> int:
         """What ``KVCacheManager.find_prefix`` may find the computed prefix of: it ends where logits are wanted next."""
-        return self.num_tokens if self.next_score_row >= self.num_prompt_tokens - 1 else self.next_score_row + 1
+        return self.next_score_row + 1 if self.wants_scores else self.num_tokens
 
     @property
     def hashes(self) -> list[BlockHash]:
@@ -161,6 +169,7 @@ class Sequence:
         child.finish_reason = None
         child.counts = None if self.counts is None else self.counts.fork()
         child.lookup = None if self.lookup is None else self.lookup.fork()
+        child.last_token_s = None
         child.group = None
         if self.group is not None:
             child.join(self.group)

@@ -49,6 +49,8 @@ class BlockHasher:
     def extend(self, token_ids: Sequence[int]) -> None:
         """``token_ids``: all tokens of the sequence so far; names every full block not yet named."""
         size = self._block_size
+        if len(token_ids) < (len(self.hashes) + 1) * size:
+            return
         parent = self.hashes[-1] if self.hashes else self._root
         for start in range(len(self.hashes) * size, len(token_ids) - size + 1, size):
             tokens = array("i", token_ids[start : start + size]).tobytes()

@@ -85,6 +85,11 @@ class KVCacheManager:
 
     # -- before and after a step ----------------------------------------------------------------------------
 
+    def can_write(self, table: BlockTable, position: int) -> bool:
+        """Whether a token can be written there as things are: its block exists and is the table's own, so ``reserve`` has nothing to do."""
+        index = position // self.block_size
+        return index < len(table.blocks) and not self._must_be_copied(table.blocks[index])
+
     def blocks_needed(self, table: BlockTable, start: int, end: int) -> int:
         """Free blocks that ``reserve`` would take: new ones, and one for each block that would be written and must be copied."""
         shared = sum(self._must_be_copied(block) for block in self._written(table, start, end))
@@ -116,9 +121,10 @@ class KVCacheManager:
         Where another block already holds the same contents, the table is moved over to that one, and its own
         copy is freed: by law 1 they are the same bits.
         """
-        if not self.enable_prefix_caching:
+        num_full = num_computed_tokens // self.block_size
+        if num_full == table.num_published or not self.enable_prefix_caching:
             return
-        for index in range(table.num_published, min(num_computed_tokens // self.block_size, len(hashes))):
+        for index in range(table.num_published, min(num_full, len(hashes))):
             block = table.blocks[index]
             if block.content_hash is None:
                 known = self.pool.publish(block, hashes[index])

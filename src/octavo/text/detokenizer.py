@@ -65,6 +65,17 @@ class IncrementalDetokenizer:
             data = self._token_bytes(token_id)
         return self._decoder.decode(data)
 
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        """The text that pushing each of ``token_ids`` would give."""
+        skipped = self._skipped
+        pieces = [self._token_bytes(token_id) for token_id in token_ids if token_id not in skipped]
+        if not pieces:
+            return ""
+        if self._at_start:
+            pieces[0] = self._first_token_bytes(next(i for i in token_ids if i not in skipped))
+            self._at_start = False
+        return self._decoder.decode(b"".join(pieces))
+
     def flush(self) -> str:
         """What is left at the end: U+FFFD for an unfinished character, else nothing. Ready for another text afterwards."""
         text = self._decoder.decode(b"", True)
