@@ -33,10 +33,10 @@ OCTAVO_INLINE inline void for_vectors(std::int64_t n, F&& f) {
 float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 
 void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
-  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  __m256 sum[8] = {};
   std::int64_t i = 0;
-  for (; i + 32 <= width; i += 32) {
-    unroll<4>([&](auto j) OCTAVO_INLINE {
+  for (; i + 64 <= width; i += 64) {
+    unroll<8>([&](auto j) OCTAVO_INLINE {
       const __m256 v = _mm256_loadu_ps(x + i + 8 * j);
       sum[j] = _mm256_fmadd_ps(v, v, sum[j]);
     });
@@ -45,7 +45,8 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t width
     const __m256 v = lanes.load(x + i + j);
     sum[0] = _mm256_fmadd_ps(v, v, sum[0]);
   });
-  const float total = horizontal_sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+  unroll<4>([&](auto j) OCTAVO_INLINE { sum[j] = _mm256_add_ps(sum[j], sum[j + 4]); });
+  const float total = horizontal_sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[2]), _mm256_add_ps(sum[1], sum[3])));
   const __m256 factor = _mm256_set1_ps(1.0f / square_root(total / static_cast<float>(width) + eps));
   for_vectors(width, [&](std::int64_t j, auto lanes) OCTAVO_INLINE {
     const __m256 v = _mm256_mul_ps(lanes.load(x + j), factor);
@@ -53,12 +54,13 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t width
   });
 }
 
+// Of exp(-gate) below 1e-38 nothing is left in the sum with 1: it need not be 0.
 void silu_mul(const float* gate, const float* up, std::int64_t width, float* out) {
   const __m256 one = _mm256_set1_ps(1.0f), sign = _mm256_set1_ps(-0.0f);
   for_vectors(width, [&](std::int64_t i, auto lanes) OCTAVO_INLINE {
     const __m256 g = lanes.load(gate + i);
-    const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, exp8(_mm256_xor_ps(g, sign))));
-    lanes.store(out + i, _mm256_mul_ps(silu, lanes.load(up + i)));
+    const __m256 e = exp8_within(within_limits(_mm256_xor_ps(g, sign)));
+    lanes.store(out + i, _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(one, e)), lanes.load(up + i)));
   });
 }
 

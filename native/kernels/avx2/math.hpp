@@ -32,13 +32,9 @@ inline float horizontal_max(__m256 x) {
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-// exp(x) to about one unit in the last place: 0 below -87, exp(88) above 88, NaN for NaN. Cephes' expf polynomial after
-// reduction to |r| <= ln 2 / 2.
-OCTAVO_INLINE inline __m256 exp8(__m256 x) {
-  const __m256 low = _mm256_set1_ps(-87.0f);
-  const __m256 vanishes = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
-  x = _mm256_max_ps(low, x);  // in this order NaN passes
-  x = _mm256_min_ps(_mm256_set1_ps(88.0f), x);
+// exp(x) to about one unit in the last place for -87 <= x <= 88, NaN for NaN. Cephes' expf polynomial after reduction
+// to |r| <= ln 2 / 2.
+OCTAVO_INLINE inline __m256 exp8_within(__m256 x) {
   const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341f)),
                                    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
@@ -51,8 +47,17 @@ OCTAVO_INLINE inline __m256 exp8(__m256 x) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
   p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
   const __m256i power = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-  p = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));
-  return _mm256_andnot_ps(vanishes, p);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power));
+}
+
+OCTAVO_INLINE inline __m256 within_limits(__m256 x) {
+  return _mm256_min_ps(_mm256_set1_ps(88.0f), _mm256_max_ps(_mm256_set1_ps(-87.0f), x));  // in this order NaN passes
+}
+
+// The same for every x: 0 below -87, exp(88) above 88.
+OCTAVO_INLINE inline __m256 exp8(__m256 x) {
+  const __m256 vanishes = _mm256_cmp_ps(x, _mm256_set1_ps(-87.0f), _CMP_LT_OQ);
+  return _mm256_andnot_ps(vanishes, exp8_within(within_limits(x)));
 }
 
 inline float exp1(float x) { return _mm256_cvtss_f32(exp8(_mm256_set1_ps(x))); }

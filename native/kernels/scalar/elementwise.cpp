@@ -7,15 +7,18 @@ namespace scalar {
 namespace {
 
 void rms_norm(const float* x, const float* weight, float eps, std::int64_t width, float* out) {
-  float sum[4][8] = {};  // four vectors side by side; what is left over goes to the first
-  const std::int64_t whole = width / 32 * 32;
+  float sum[8][8] = {};  // eight vectors side by side; what is left over goes to the first
+  const std::int64_t whole = width / 64 * 64;
   for (std::int64_t i = 0; i < whole; ++i) {
-    float& lane = sum[i % 32 / 8][i % 8];
+    float& lane = sum[i % 64 / 8][i % 8];
     lane = std::fma(x[i], x[i], lane);
   }
   for (std::int64_t i = whole; i < width; ++i) sum[0][i % 8] = std::fma(x[i], x[i], sum[0][i % 8]);
   float lanes[8];
-  for (int i = 0; i < 8; ++i) lanes[i] = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
+  for (int i = 0; i < 8; ++i) {
+    lanes[i] =
+        ((sum[0][i] + sum[4][i]) + (sum[2][i] + sum[6][i])) + ((sum[1][i] + sum[5][i]) + (sum[3][i] + sum[7][i]));
+  }
   const float factor = 1.0f / std::sqrt(sum_of_lanes(lanes) / static_cast<float>(width) + eps);
   for (std::int64_t i = 0; i < width; ++i) out[i] = x[i] * factor * weight[i];
 }
