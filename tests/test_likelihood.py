@@ -1,7 +1,4 @@
-"""Log-likelihoods of the real model beside those of lm-eval's ``hf`` backend (fp32), request by request.
-
-Continuations agree to 1e-3; whole texts, sums of some hundred fp32 logits' errors, to 1e-5 of their value.
-"""
+"""Log-likelihoods of the real model beside those of lm-eval's ``hf`` backend (fp64), request by request."""
 
 from __future__ import annotations
 
@@ -26,12 +23,12 @@ def test_continuations_and_whole_texts_are_as_probable_as_lm_eval_says(llm: LLM)
     choices = GOLDEN["octavo_choices"]
     got = llm.loglikelihood([tuple(choice["request"]) for choice in choices])
     for choice, mine in zip(choices, got, strict=True):
-        assert mine.logprob == pytest.approx(choice["loglikelihood"], abs=1e-3), choice["request"]
+        assert mine.logprob == pytest.approx(choice["loglikelihood"], abs=1e-3, rel=0), choice["request"]
         assert mine.is_greedy == choice["is_greedy"], choice["request"]
     texts = GOLDEN["octavo_texts"]
     prompts = [{"prompt_token_ids": [GOLDEN["prefix_token_id"], *llm.tokenizer.encode(text["request"][0])]} for text in texts]
     for text, mine in zip(texts, llm.loglikelihood(prompts), strict=True):
-        assert mine.logprob == pytest.approx(text["loglikelihood"], rel=1e-5), text["request"]
+        assert mine.logprob == pytest.approx(text["loglikelihood"], abs=1e-3, rel=0), text["request"]
 
 
 CONTEXT = "A book is made of sheets; a sheet is folded once for a folio, twice for a quarto and three times for an octavo. " * 3
