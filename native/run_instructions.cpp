@@ -12,6 +12,7 @@ constexpr std::int64_t kSerialFloats = 4096;  // instructions up to this size ar
 constexpr std::int64_t kUnitFloats = 8192;    // of a row-wise instruction
 constexpr std::int64_t kUnitsPerThread = 8;   // of a linear layer, if it is large enough
 constexpr std::int64_t kMinUnitBytes = 8192;  // of weights
+constexpr std::int64_t kStripPanels = 2;      // panels that kernels take together
 constexpr std::int64_t kActivationBytes = 256 << 10;  // rows that stay in a core's own cache while panels pass
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -71,7 +72,7 @@ Executor::Cut Executor::cut(const LinearOp& op) const {
   if (rows <= cut.rows_per_unit * 3 / 2) cut.rows_per_unit = std::max<std::int64_t>(1, rows);
   const std::int64_t wanted = kUnitsPerThread * pool_->size();
   const std::int64_t least = rows > 4 ? 1 : ceil_div(kMinUnitBytes, std::max<std::int64_t>(1, bytes / panels));
-  cut.panels_per_unit = std::max(least, panels / wanted);
+  cut.panels_per_unit = ceil_div(std::max(least, panels / wanted), kStripPanels) * kStripPanels;
   cut.units = ceil_div(panels, cut.panels_per_unit) * ceil_div(rows, cut.rows_per_unit);
   cut.serial = rows == 0;
   return cut;
@@ -168,7 +169,7 @@ void Executor::run_unit(const WriteKvOp& op, const Cut& cut, std::int64_t unit, 
   });
 }
 
-void Executor::run_unit(const AttentionOp& op, const Cut&, std::int64_t unit, float* scratch) {
+void Executor::run_unit(const AttentionOp& op, const Cut& cut, std::int64_t unit, float* scratch) {
   AttentionCall call{};
   call.q = row(op.q, 0);
   call.ldq = op.q.stride;
@@ -182,7 +183,8 @@ void Executor::run_unit(const AttentionOp& op, const Cut&, std::int64_t unit, fl
   call.scale = op.scale;
   call.kv_type = options_.kv_type;
   call.rope = rope_table(op.table);
-  plan(op.num_heads).run(unit, *isa_.attention, call, scratch);
+  const std::int64_t item = cut.first_unit + pool_->dealt(unit - cut.first_unit, cut.units);  // costly ones come first
+  plan(op.num_heads).run(item, *isa_.attention, call, scratch);
 }
 
 void Executor::run_unit(const SiluMulOp& op, const Cut& cut, std::int64_t unit, float* scratch) {

@@ -1,5 +1,6 @@
 #include "thread_pool.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <stdexcept>
@@ -31,7 +32,8 @@ void wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t value, std
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads)
+    : size_(num_threads), ranges_(std::make_unique<ThreadRange[]>(static_cast<std::size_t>(num_threads))) {
   threads_.reserve(static_cast<std::size_t>(num_threads - 1));
   try {
     for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this, i] { work(i); });
@@ -54,7 +56,12 @@ void ThreadPool::run(Job& job, std::size_t num_phases) {
   job_ = &job;
   num_phases_ = num_phases;
   failed_.store(false, std::memory_order_relaxed);
-  begin_phase(0, ticket_.load(std::memory_order_relaxed).sequence, 0);
+  const std::uint32_t sequence = ticket_.load(std::memory_order_relaxed).sequence;
+  // A range that was empty in every phase for long is not to be mistaken for one of a later phase.
+  for (int i = 0; i < size(); ++i) {
+    ranges_[static_cast<std::size_t>(i)].left.store({sequence, 0, 0}, std::memory_order_relaxed);
+  }
+  begin_phase(0, sequence, 0);
   for (;;) {
     const Ticket ticket = take_all(ticket_.load(std::memory_order_acquire), 0);
     if (over_.load(std::memory_order_relaxed) == ticket.sequence) break;
@@ -78,28 +85,89 @@ void ThreadPool::begin_phase(std::size_t phase, std::uint32_t sequence, int thre
     if (units > 0) break;
   }
   phase_ = phase;
-  units_ = static_cast<std::uint32_t>(units > 0 ? units : 0);
-  unfinished_.store(units_, std::memory_order_relaxed);
-  if (units_ == 0) over_.store(sequence + 1, std::memory_order_relaxed);
-  ticket_.store(Ticket{sequence + 1, units_}, std::memory_order_release);
+  const Portions portions(static_cast<std::uint32_t>(units > 0 ? units : 0));
+  unfinished_.store(portions.count, std::memory_order_relaxed);
+  if (portions.count == 0) over_.store(sequence + 1, std::memory_order_relaxed);
+  ticket_.store(Ticket{sequence + 1, portions.units}, std::memory_order_release);
   // From here on another thread may be ahead of this one, or even in the next job: hence an increment, which commutes.
   signal_.fetch_add(1, std::memory_order_release);
   signal_.notify_all();
 }
 
-// Takes units, of whatever phase is running, until none is left; returns the ticket that said so.
-ThreadPool::Ticket ThreadPool::take_all(Ticket ticket, int thread_id) {
-  while (ticket.left != 0) {
-    const Ticket taken{ticket.sequence, ticket.left - 1};
-    if (!ticket_.compare_exchange_weak(ticket, taken, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    if (!failed_.load(std::memory_order_relaxed)) {
-      try {
-        job_->run(phase_, units_ - ticket.left, thread_id);
-      } catch (...) {
-        keep_error();
+ThreadPool::Portions::Portions(std::uint32_t num_units) : units(num_units), units_each(1), count(num_units) {
+  constexpr std::uint32_t kMost = std::numeric_limits<std::uint16_t>::max();
+  if (units <= kMost) return;
+  units_each = (units - 1) / kMost + 1;
+  count = (units - 1) / units_each + 1;
+}
+
+// What `word`, found as a thread's range, says for the ticket's phase.
+ThreadPool::Range ThreadPool::now_left(Range word, int thread_id, Ticket ticket, const Portions& portions) const {
+  const auto ahead = static_cast<std::int32_t>(word.sequence - ticket.sequence);
+  if (ahead == 0) return word;
+  if (ahead > 0) return {ticket.sequence, 0, 0};  // the ticket's phase is over
+  const auto threads = static_cast<std::uint32_t>(size()), thread = static_cast<std::uint32_t>(thread_id);
+  const std::uint32_t least = portions.count / threads, more = portions.count % threads;
+  const std::uint32_t begin = thread * least + std::min(thread, more);
+  const std::uint32_t end = begin + least + (thread < more ? 1 : 0);
+  return {ticket.sequence, static_cast<std::uint16_t>(begin), static_cast<std::uint16_t>(end)};
+}
+
+// Takes the first portion of the thread's own range.
+bool ThreadPool::take_first(int thread_id, Ticket ticket, const Portions& portions, std::uint32_t& portion) {
+  std::atomic<Range>& own = ranges_[static_cast<std::size_t>(thread_id)].left;
+  Range word = own.load(std::memory_order_relaxed);
+  for (;;) {
+    Range left = now_left(word, thread_id, ticket, portions);
+    if (left.begin == left.end) return false;
+    portion = left.begin++;
+    if (own.compare_exchange_weak(word, left, std::memory_order_relaxed)) return true;
+  }
+}
+
+// Moves the last half of another thread's range to this one's, which is empty.
+bool ThreadPool::take_half(int from, int thread_id, Ticket ticket, const Portions& portions) {
+  std::atomic<Range>& other = ranges_[static_cast<std::size_t>(from)].left;
+  Range word = other.load(std::memory_order_relaxed);
+  for (;;) {
+    const Range left = now_left(word, from, ticket, portions);
+    if (left.begin == left.end) return false;
+    const auto middle = static_cast<std::uint16_t>(left.begin + (left.end - left.begin) / 2);
+    if (!other.compare_exchange_weak(word, {ticket.sequence, left.begin, middle}, std::memory_order_relaxed)) continue;
+    ranges_[static_cast<std::size_t>(thread_id)].left.store({ticket.sequence, middle, left.end},
+                                                            std::memory_order_relaxed);
+    return true;
+  }
+}
+
+// Runs what is left of the thread's own range or, if that is nothing, half of the first other one that has something
+// left; returns how many portions that were.
+std::uint32_t ThreadPool::run_range(Ticket ticket, int thread_id) {
+  const Portions portions(ticket.units);
+  std::uint32_t done = 0, portion = 0;
+  for (int i = 0; i < size() && done == 0; ++i) {
+    if (i > 0 && !take_half((thread_id + i) % size(), thread_id, ticket, portions)) continue;
+    for (; take_first(thread_id, ticket, portions, portion); ++done) {
+      const std::uint32_t begin = portion * portions.units_each;
+      const std::uint32_t end = begin + std::min(portions.units_each, portions.units - begin);
+      for (std::uint32_t unit = begin; unit < end && !failed_.load(std::memory_order_relaxed); ++unit) {
+        try {
+          job_->run(phase_, unit, thread_id);
+        } catch (...) {
+          keep_error();
+        }
       }
     }
-    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) begin_phase(phase_ + 1, ticket.sequence, thread_id);
+  }
+  return done;
+}
+
+// Runs units, of whatever phase is running, until nobody has any left; returns the ticket of the phase then.
+ThreadPool::Ticket ThreadPool::take_all(Ticket ticket, int thread_id) {
+  while (const std::uint32_t done = run_range(ticket, thread_id)) {
+    if (unfinished_.fetch_sub(done, std::memory_order_acq_rel) == done) {
+      begin_phase(phase_ + 1, ticket.sequence, thread_id);
+    }
     ticket = ticket_.load(std::memory_order_acquire);
   }
   return ticket;

@@ -1,13 +1,16 @@
 // One pool of threads for everything. A job is a row of phases, a phase a number of units that any thread may take.
 //
-// Nobody waits for *threads*: a phase is over when its units are done, whoever did them, and who finishes the last one
-// starts the next phase at once. So a thread that the system has put aside (a server and a tokeniser share the same
-// cores) holds the others up only if it holds a unit; a barrier would wait for it at every phase. Threads that find
-// nothing to take spin briefly and then sleep in the kernel.
+// Each thread begins with the units of its own range, in order, so that what it reads is one stream and what it needs
+// next is known; who has none left takes half of what is left of another's range. Nobody waits for *threads*: a phase
+// is over when its units are done, whoever did them, and who finishes the last one starts the next phase at once. So a
+// thread that the system has put aside (a server and a tokeniser share the same cores) holds the others up only if it
+// holds a unit; a barrier would wait for it at every phase. Threads that find nothing to take spin briefly and then
+// sleep in the kernel.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -33,11 +36,20 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(threads_.size()) + 1; }
+  int size() const { return size_; }
 
   // Runs a job and returns when its last phase is over. The first exception that it threw is thrown here; no phase
   // is started after it. One thread at a time may call this.
   void run(Job& job, std::size_t num_phases);
+
+  // Where unit `unit` of `units` is in a list from which units are dealt out like cards: so each thread's own range, in
+  // its order, is as costly as the others' if the list is sorted by cost.
+  std::int64_t dealt(std::int64_t unit, std::int64_t units) const {
+    const std::int64_t least = units / size(), more = units % size();
+    const std::int64_t longer = more * (least + 1);  // units in ranges that have one more
+    if (unit < longer) return unit % (least + 1) * size() + unit / (least + 1);
+    return (unit - longer) % least * size() + more + (unit - longer) / least;
+  }
 
   // Calls f(i, thread_id) for i = 0 … count-1, each once, in any order, on all threads.
   template <class F>
@@ -53,35 +65,55 @@ class ThreadPool {
   }
 
  private:
-  // What there is to take: the phase's number since the pool began, and how many of its units are left.
+  // The phase that is running: its number since the pool began, and how many units it has.
   struct Ticket {
-    std::uint32_t sequence, left;
+    std::uint32_t sequence, units;
   };
-  static_assert(std::atomic<Ticket>::is_always_lock_free);
+  // A phase's units in portions, few enough to be counted in 16 bits.
+  struct Portions {
+    std::uint32_t units, units_each, count;
+    explicit Portions(std::uint32_t num_units);
+  };
+  // What is left of a thread's range of portions in phase `sequence`. One of an earlier phase stands for all that the
+  // thread has in this one: so nobody writes to every thread's cache line to start a phase, and no phase can end before
+  // each range that is not empty has been touched.
+  struct Range {
+    std::uint32_t sequence;
+    std::uint16_t begin, end;
+  };
+  struct alignas(64) ThreadRange {
+    std::atomic<Range> left{Range{0, 0, 0}};
+  };
+  static_assert(std::atomic<Ticket>::is_always_lock_free && std::atomic<Range>::is_always_lock_free);
   static constexpr std::int64_t kSpinNs = 50'000;
 
+  Range now_left(Range word, int thread_id, Ticket ticket, const Portions& portions) const;
+  bool take_first(int thread_id, Ticket ticket, const Portions& portions, std::uint32_t& portion);
+  bool take_half(int from, int thread_id, Ticket ticket, const Portions& portions);
+  std::uint32_t run_range(Ticket ticket, int thread_id);
   Ticket take_all(Ticket ticket, int thread_id);
   void begin_phase(std::size_t phase, std::uint32_t sequence, int thread_id);
   void keep_error() noexcept;
   void work(int thread_id);
   void stop();
 
+  const int size_;
   std::vector<std::thread> threads_;
   std::atomic<bool> stop_{false};
   std::mutex error_mutex_;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
 
-  // The phase that is running. Who holds one of its units may read these: they change only when all units are done.
+  // The phase that is running. Who holds a portion of it may read these: they change only when all units are done.
   Job* job_ = nullptr;
   std::size_t num_phases_ = 0;
   std::size_t phase_ = 0;
-  std::uint32_t units_ = 0;
   std::atomic<std::uint32_t> over_{0};  // the sequence at which the job is over
 
+  std::unique_ptr<ThreadRange[]> ranges_;  // of each thread
   alignas(64) std::atomic<Ticket> ticket_{Ticket{0, 0}};
-  alignas(64) std::atomic<std::uint32_t> unfinished_{0};
-  alignas(64) std::atomic<std::uint32_t> signal_{0};  // counts phases like the ticket does, to sleep on
+  alignas(64) std::atomic<std::uint32_t> unfinished_{0};  // portions
+  alignas(64) std::atomic<std::uint32_t> signal_{0};      // counts phases like the ticket does, to sleep on
 };
 
 }  // namespace octavo

@@ -79,6 +79,56 @@ void several_threads_take_part(ThreadPool& pool) {
   for (const auto& count : calls) check(count > 0, "each thread takes part in a long phase", pool.size());
 }
 
+// Units of a long loop are counted in portions; none is lost where they do not divide evenly.
+void long_loops(ThreadPool& pool) {
+  for (const std::int64_t count : {65535, 65536, 200001}) {
+    std::vector<std::atomic<std::uint8_t>> done(static_cast<std::size_t>(count));
+    pool.for_each(count, [&](std::int64_t unit, int) {
+      done[static_cast<std::size_t>(unit)].fetch_add(1, std::memory_order_relaxed);
+    });
+    std::int64_t wrong = 0;
+    for (const auto& times : done) wrong += times != 1;
+    check(wrong == 0, "each unit of a long loop is done once", pool.size());
+  }
+}
+
+// A thread goes through its own range in order, and where one is held up, the others do all that it has left.
+void ranges_are_streams(ThreadPool& pool) {
+  const std::int64_t each = 32, count = each * pool.size();
+  std::vector<std::int64_t> last(static_cast<std::size_t>(pool.size()), -1);
+  std::atomic<std::int64_t> finished{0};
+  std::atomic<int> backward{0};
+  std::atomic<bool> held_alone{pool.size() == 1};
+  pool.for_each(count, [&](std::int64_t unit, int id) {
+    std::int64_t& before = last[static_cast<std::size_t>(id)];
+    if (unit / each == id && before / each == id && before >= 0) backward.fetch_add(unit < before);
+    before = unit;
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (unit == 0 && !held_alone && std::chrono::steady_clock::now() < patience) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      held_alone = finished == count - 1;
+    }
+    finished.fetch_add(1);
+  });
+  check(backward == 0, "a thread's own units come in order", pool.size());
+  check(held_alone, "what a thread that is held up has left is done by others", pool.size());
+}
+
+// dealt() is a permutation that gives every range the same share of each stretch of the list.
+void dealing(const ThreadPool& pool) {
+  for (std::int64_t units = 1; units < 70; ++units) {
+    std::vector<int> seen(static_cast<std::size_t>(units));
+    std::int64_t unit = 0;
+    for (int thread = 0; thread < pool.size(); ++thread) {
+      for (std::int64_t at = thread; at < units; at += pool.size(), ++unit) {
+        check(pool.dealt(unit, units) == at, "dealt like cards", pool.size());
+        ++seen[static_cast<std::size_t>(at)];
+      }
+    }
+    for (const int times : seen) check(times == 1, "each place is dealt once", pool.size());
+  }
+}
+
 struct Failing final : ThreadPool::Job {
   std::size_t fails_in;
   std::int64_t fails_at;  // -1: in start
@@ -119,6 +169,9 @@ int main() {
     phases_follow_one_another(pool);
     many_small_jobs(pool);
     several_threads_take_part(pool);
+    long_loops(pool);
+    ranges_are_streams(pool);
+    dealing(pool);
     exceptions_arrive(pool);
   }
   if (failures == 0) std::printf("ok\n");
