@@ -4,7 +4,6 @@ whole or in chunks, from cache or computed, after preemption and fork, on any nu
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -14,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.backends import get_backend
-from octavo.backends.base import CompileOptions, Float32Array
+from octavo.backends.base import ChoiceBatch, CompileOptions, Float32Array
 from octavo.config import EngineConfig, KVDType
 from octavo.decoding import SamplingParams
 from octavo.engine.llm_engine import LLMEngine
 from octavo.engine.loader import LoadedModel
 from octavo.engine.model_runner import ChosenToken, Drafts, ModelRunner
 from octavo.engine.sequence import Sequence
+from octavo.engine.steady_batch import Owner
 from octavo.kv import scope_hash
 from octavo.models import build_program
 from octavo.program import Program
@@ -38,18 +38,20 @@ class RecordingRunner(ModelRunner):
         super().__init__(engine.model.executable)
         self.logits: dict[Key, bytes] = {}
 
-    def choose(
-        self, sequences: list[Sequence], logits: Float32Array, drafts: Drafts
+    def draw(
+        self, owners: list[Owner], batch: ChoiceBatch, logits: Float32Array, drafts: Drafts
     ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
-        chosen, errors = super().choose(sequences, logits, drafts)
-        num_rows: Counter[Sequence] = Counter()
-        for sequence, row in zip(sequences, logits, strict=True):
-            ahead = num_rows[sequence]
-            num_rows[sequence] += 1
-            if sequence in drafts and ahead >= len(chosen[sequence]):
-                continue  # behind a token that was not chosen
-            key = (sequence.request.request_id, sequence.branch, sequence.num_tokens + ahead)
-            assert self.logits.setdefault(key, row.tobytes()) == row.tobytes()
+        chosen, errors = super().draw(owners, batch, logits, drafts)
+        rows: dict[Sequence, list[int]] = {}
+        for (sequence, _), row in zip(owners, batch.rows.tolist(), strict=True):
+            if row not in rows.setdefault(sequence, []):
+                rows[sequence].append(row)
+        for sequence, its_rows in rows.items():
+            for ahead, row in enumerate(its_rows):
+                if sequence in drafts and ahead >= len(chosen[sequence]):
+                    continue  # behind a token that was not chosen
+                key = (sequence.request.request_id, sequence.branch, sequence.num_tokens + ahead)
+                assert self.logits.setdefault(key, logits[row].tobytes()) == logits[row].tobytes()
         return chosen, errors
 
 

@@ -69,6 +69,11 @@ class LogitRules:
         if self.allowed is not None and not {*self.allowed} - single - {*self._endings}:
             raise ValueError(f"allowed_token_ids={list(self.allowed)!r:.100} is invalid: bad_words or min_tokens forbid every one of them")
 
+    def is_idle(self, num_output_tokens: int) -> bool:
+        """Whether there are no edits and everything is allowed, from the position after so many tokens of output on."""
+        opened = not self._endings or num_output_tokens >= self._min_tokens
+        return opened and not self._sequences and not self._always.tokens and self.allowed is None
+
     def edits(self, token_ids: Sequence[int], num_prompt_tokens: int) -> LogitEdits | None:
         """Of the position after ``token_ids``, prompt and output; ``None`` if there are none."""
         num_output_tokens = len(token_ids) - num_prompt_tokens

@@ -138,7 +138,7 @@ class LLMEngine:
         """Runs one step and returns what it brought for each request that has something to show."""
         began_s = time.monotonic()
         output = self.scheduler.schedule()
-        result = self.runner.run(output) if output.scheduled else StepResult({}, {})
+        result = self.runner.run(output)
         now_s = time.monotonic()
         self._count_sharing(output)
         touched: dict[str, RequestState] = {}

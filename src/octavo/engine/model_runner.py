@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from octavo.backends.base import ChoiceBatch, Choices, Executable, Float32Array, Int32Array, StepInput
+from octavo.backends.base import ChoiceBatch, Executable, Float32Array, Int32Array, StepInput
 from octavo.engine.logits_processors import process_logits
 from octavo.engine.prompt_scores import PromptScores, split_rows
 from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from octavo.engine.sequence import Sequence
+from octavo.engine.steady_batch import Owner, SteadyBatch
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class ChosenToken:
     rank: int
     top: list[tuple[int, float]]
 
+
+_TABLE_COLUMNS = 8
+"""Block tables have a multiple of so many: room for those that grow while a batch is steady."""
 
 Drafts = Mapping[Sequence, tuple[int, ...]]
 """The drafted tokens of the sequences that have any."""
@@ -100,34 +104,32 @@ class ModelRunner:
     def __init__(self, executable: Executable) -> None:
         self.executable = executable
         self._block_size = executable.options.block_size
+        self._steady: SteadyBatch | None = None
+        """The last step, while all that it did may be done once more."""
 
     def run(self, output: SchedulerOutput) -> StepResult:
         """Carries out the data movements, then computes the scheduled tokens and chooses the next ones."""
         if output.block_copies:
             self.executable.copy_blocks(np.array(output.block_copies, np.int32))
-        result = StepResult({}, {})
-        self._run_or_halve(output.scheduled, result)
-        return result
+        return self._run_or_halve(output.scheduled) if output.scheduled else StepResult({}, {})
 
-    def _run_or_halve(self, entries: list[ScheduledSequence], result: StepResult) -> None:
-        if not entries:
-            return
+    def _run_or_halve(self, entries: list[ScheduledSequence]) -> StepResult:
         try:
-            done = self._run(entries)
+            return self._run(entries)
         except Exception as error:  # whatever a backend raises concerns some of these sequences alone
             if len(entries) == 1:
                 logger.exception("request %s failed", entries[0].sequence.request.request_id)
-                result.errors[entries[0].sequence] = f"{type(error).__name__}: {error}"
-                return
+                return StepResult({}, {entries[0].sequence: f"{type(error).__name__}: {error}"})
             middle = len(entries) // 2
-            self._run_or_halve(entries[:middle], result)
-            self._run_or_halve(entries[middle:], result)
-        else:
-            result.chosen.update(done.chosen)
-            result.errors.update(done.errors)
-            result.scored.update(done.scored)
+            one, other = self._run_or_halve(entries[:middle]), self._run_or_halve(entries[middle:])
+            return StepResult(one.chosen | other.chosen, one.errors | other.errors, one.scored | other.scored)
 
     def _run(self, entries: list[ScheduledSequence]) -> StepResult:
+        steady, self._steady = self._steady, None
+        if steady is not None and steady.advance(entries):
+            result = StepResult(*self.draw(steady.owners, steady.batch, self.executable.run(steady.step), {}))
+            self._steady = steady
+            return result
         step = self.step_input(entries)
         logits = self.executable.run(step)
         choosing = [entry.sequence for entry in entries for _ in range(entry.num_choices)]
@@ -141,7 +143,11 @@ class ModelRunner:
                 else:
                     result.scored[entry.sequence] = scores
             logits = logits[rows]
-        if choosing:
+        if choosing and SteadyBatch.can_hold(entries):
+            owners, batch = self.choice_batch(choosing, drafts)
+            result.chosen, result.errors = self.draw(owners, batch, logits, drafts)
+            self._steady = SteadyBatch(entries, step, owners, batch, self._block_size)
+        elif choosing:
             result.chosen, errors = self.choose(choosing, logits, drafts)
             result.errors |= errors
         return result
@@ -158,11 +164,11 @@ class ModelRunner:
         if any(sequence.request.params.logits_processors for sequence in sequences):
             logits, rows, faults = process_logits(sequences, logits)
         owners, batch = self.choice_batch(sequences, drafts, rows)
-        chosen, errors = self._collect(owners, batch, self.executable.choose(logits, batch), drafts) if owners else ({}, {})
+        chosen, errors = self.draw(owners, batch, logits, drafts) if owners else ({}, {})
         beams = [(sequence, row) for row, sequence in enumerate(sequences) if sequence.group is not None]
         if beams:
             batch = self.beam_batch(beams)
-            of_beams, errors_of_beams = self._collect([(s, s.branch) for s, _ in beams], batch, self.executable.choose(logits, batch), {})
+            of_beams, errors_of_beams = self.draw([(s, s.branch) for s, _ in beams], batch, logits, {})
             chosen.update(of_beams)
             errors.update(errors_of_beams)
         return {sequence: tokens for sequence, tokens in chosen.items() if sequence not in faults}, errors | faults
@@ -172,7 +178,8 @@ class ModelRunner:
         query_start_loc = np.zeros(len(entries) + 1, np.int32)
         np.cumsum(counts, out=query_start_loc[1:])
         seq_lens = np.fromiter((e.end for e in entries), np.int32, len(entries))
-        block_tables = np.full((len(entries), max(len(e.sequence.table) for e in entries)), -1, np.int32)
+        width = -(-max(len(e.sequence.table) for e in entries) // _TABLE_COLUMNS) * _TABLE_COLUMNS
+        block_tables = np.full((len(entries), width), -1, np.int32)
         for row, entry in zip(block_tables, entries, strict=True):
             row[: len(entry.sequence.table)] = entry.sequence.table.ids
         if query_start_loc[-1] == len(entries):  # one token each
@@ -200,12 +207,12 @@ class ModelRunner:
 
     def choice_batch(
         self, sequences: list[Sequence], drafts: Drafts, drawn_rows: list[int] | None = None
-    ) -> tuple[list[tuple[Sequence, int]], ChoiceBatch]:
+    ) -> tuple[list[Owner], ChoiceBatch]:
         """One choice per row of a sequence, or one per branch at the end of a prompt that is to be continued n times.
 
         ``drawn_rows``: the rows of logits that they draw from, where these are not the model's own.
         """
-        owners: list[tuple[Sequence, int]] = []
+        owners: list[Owner] = []
         rows: list[int] = []
         positions: list[int] = []
         edits, counted, allowed = _Entries(), _Entries(), _Entries()
@@ -261,16 +268,24 @@ class ModelRunner:
         wanted = [max(s.group.num_continuations, s.request.params.logprobs or 0) for s, _ in beams if s.group is not None]
         return ChoiceBatch.greedy(np.array([row for _, row in beams], np.int32), np.array(wanted, np.int32))
 
-    def _collect(
-        self, owners: list[tuple[Sequence, int]], batch: ChoiceBatch, choices: Choices, drafts: Drafts
+    def draw(
+        self, owners: list[Owner], batch: ChoiceBatch, logits: Float32Array, drafts: Drafts
     ) -> tuple[dict[Sequence, list[ChosenToken]], dict[Sequence, str]]:
-        """Of a sequence with a draft, the tokens up to the first that is not the drafted one; a fault behind a token waits for its turn."""
+        """What ``batch`` chooses for ``owners``, and what went wrong with some.
+
+        Of a sequence with a draft, the tokens up to the first that is not the drafted one; a fault behind a token waits for its turn.
+        """
+        choices = self.executable.choose(logits, batch)
         chosen: dict[Sequence, list[ChosenToken]] = {}
         errors: dict[Sequence, str] = {}
-        wants = batch.num_logprobs.tolist()
+        token_ids, wants = choices.token_ids.tolist(), batch.num_logprobs.tolist()
+        if not drafts and max(wants) < 0 <= min(token_ids):
+            for (sequence, branch), token_id in zip(owners, token_ids, strict=True):
+                chosen.setdefault(sequence, []).append(ChosenToken(branch, token_id, None, 0, []))
+            return chosen, errors
         vocab_size = self.executable.program.vocab_size
         positions = batch.position.tolist()
-        token_ids, logprobs, ranks = choices.token_ids.tolist(), choices.logprobs.tolist(), choices.ranks.tolist()
+        logprobs, ranks = choices.logprobs.tolist(), choices.ranks.tolist()
         for i, (sequence, branch) in enumerate(owners):
             if sequence in drafts and (so_far := chosen.get(sequence)):
                 follows = i > 0 and owners[i - 1][0] is sequence and positions[i] == sequence.num_tokens + len(so_far)
