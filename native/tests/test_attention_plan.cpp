@@ -6,6 +6,7 @@
 #include <set>
 
 #include "attention_plan.hpp"
+#include "count_allocations.hpp"
 #include "isa.hpp"
 #include "support.hpp"
 
@@ -138,7 +139,10 @@ void test_bits(const Heads& heads, KvType type, int num_threads, Random& random)
       plan.prepare(arrays.step(), heads.group(), false);
       check(plan.num_waves() == 1, "tiles that walk alone need nobody");
       const Buffer<float> alone = attend(plan, isa, cache, q, rows, random);
+      const std::int64_t before = allocations;
       plan.prepare(arrays.step(), heads.group(), true);
+      const std::int64_t after = allocations;
+      check(before > 0 && after == before, "a plan allocates nothing");
       waves.insert(plan.num_waves());
       const Buffer<float> shared = attend(plan, isa, cache, q, rows, random);
       check(std::memcmp(alone.data(), shared.data(), static_cast<std::size_t>(alone.size()) * sizeof(float)) == 0,

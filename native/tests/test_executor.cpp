@@ -5,6 +5,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "count_allocations.hpp"
 #include "executor.hpp"
 #include "support.hpp"
 
@@ -170,6 +171,22 @@ void test_same_logits(KvType type) {
   }
 }
 
+// Steps of any shape allocate nothing, the first one neither.
+void test_allocations() {
+  for (const int threads : {1, 3}) {
+    Model model(available_isa_families().front(), threads, KvType::F16);
+    std::vector<Arrays> steps(4);
+    steps[0].add(0, 0, 60);
+    for (std::int32_t id = 0; id < 16; ++id) steps[1].add(id, 70, 71);
+    for (std::int32_t id = 0; id < 4; ++id) steps[2].add(0, 80 - id, 81);
+    steps[3].add(1, 3, 50);
+    const std::int64_t before = allocations;
+    for (const Arrays& arrays : steps) model.executor->run(arrays.step());
+    const std::int64_t after = allocations;
+    check(before > 0 && after == before, "a step allocates nothing");
+  }
+}
+
 // One number of a good step is replaced by another: the step is refused and names a field, or it runs.
 void test_faulty_steps(Random& random) {
   Model model(available_isa_families().front(), 2, KvType::F16);
@@ -285,6 +302,7 @@ int main() {
   test_same_logits(KvType::F32);
   test_same_logits(KvType::F16);
   test_same_logits(KvType::INT8);
+  test_allocations();
   test_faulty_steps(random);
   test_choices(random);
   return report();

@@ -7,8 +7,9 @@ raises ``ValueError`` naming the field, the value and what would be right.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 KVDType = Literal["fp32", "fp16", "int8"]
@@ -27,16 +28,32 @@ def _require(condition: bool, field: str, value: object, hint: str) -> None:
         raise ValueError(f"{field}={value!r} is invalid: {hint}")
 
 
-def available_cores() -> int:
-    """Cores this process may use: its CPU affinity, bounded by the cgroup's CPU quota."""
+def available_cores(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may use: its CPU affinity, bounded by the CPU quotas of its cgroup and of those around it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min([cores, *map(round, _cpu_quotas(proc, cgroup))]))
+
+
+def _cpu_quotas(proc: Path, cgroup: Path) -> Iterator[float]:
+    """Cores' worth of time, from cgroups of either version. What a container mounts is its own cgroup, whatever it is called."""
+    for line in _read(proc / "self" / "cgroup").splitlines() or ["0::/"]:
+        hierarchy, controllers, name = line.split(":", 2)
+        if hierarchy != "0" and "cpu" not in controllers.split(","):
+            continue
+        group = PurePosixPath(name.strip("/"))
+        for root in (cgroup, cgroup / "unified") if hierarchy == "0" else (cgroup / controllers, cgroup / "cpu"):
+            for directory in [root / part for part in (group, *group.parents) if ".." not in part.parts]:
+                new, old = _read(directory / "cpu.max"), [_read(directory / f"cpu.cfs_{part}_us") for part in ("quota", "period")]
+                quota = new.split() or " ".join(old).split()
+                if len(quota) == 2 and quota[0].isdigit():  # neither "max" nor -1
+                    yield int(quota[0]) / int(quota[1])
+
+
+def _read(path: Path) -> str:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
