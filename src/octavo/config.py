@@ -51,7 +51,7 @@ def _cpu_quotas(proc: Path, cgroup: Path) -> Iterator[float]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 
