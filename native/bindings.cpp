@@ -331,7 +331,7 @@ NB_MODULE(_native, m) {
       "describe_packing",
       [](SourceType source) {
         const WeightFormat format = packed_format(source);
-        return nb::make_tuple(name(format), bits_per_weight(format), packs_exactly(source));
+        return nb::make_tuple(name(format), bits_per_weight(format));
       },
       "source"_a);
   m.def("packed_values", packed_values, "source"_a, "data"_a.noconvert(), "k"_a);

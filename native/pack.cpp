@@ -37,49 +37,73 @@ void pack_column_f32(SourceType source, const std::uint8_t* row, std::int64_t k,
     }
     return;
   }
+  const bool table = has_table(packed_format(source));
   SourceGroup group;
   for (std::int64_t g = 0; g < k / kGroup; ++g) {
     read_group(source, row, g, group);
     for (int i = 0; i < kGroup; ++i) {
-      put(g * kGroup + i, group.scale[i / 16] * static_cast<float>(group.q[i]) + group.minimum[i / 16]);
+      put(g * kGroup + i,
+          group.scale[i / 16] * static_cast<float>(table ? kTable4[group.q[i]] : group.q[i]) + group.minimum[i / 16]);
     }
   }
 }
 
-void pack_column_f16(const std::uint8_t* row, std::int64_t k, std::int64_t column, std::uint8_t* panel) {
+void pack_column_16_bits(const std::uint8_t* row, std::int64_t k, std::int64_t column, std::uint8_t* panel) {
   for (std::int64_t i = 0; i < k; ++i) std::memcpy(panel + (i * kPanelColumns + column) * 2, row + i * 2, 2);
 }
 
-void pack_column_int8(SourceType source, const std::uint8_t* row, std::int64_t groups, std::int64_t column,
-                      std::uint8_t* panel) {
-  SourceGroup group;
-  for (std::int64_t g = 0; g < groups; ++g, panel += panel_bytes(WeightFormat::INT8_G32, kGroup)) {
-    read_group(source, row, g, group);
-    write_half(panel + column * 2, float_to_half(group.scale[0]));
-    std::uint8_t* vectors = panel + 32 + column * 4;
-    for (int j = 0; j < 8; ++j) std::memcpy(vectors + j * kVectorBytes, group.q + 4 * j, 4);
+// These write 32 numbers of a column of a group: as nibbles, as pairs of bits, as bits. `vectors` points at the
+// column's bytes.
+void write_nibbles(const std::uint8_t* q, std::uint8_t* vectors) {
+  for (int j = 0; j < 4; ++j) {
+    for (int i = 0; i < 4; ++i) {
+      vectors[j * kVectorBytes + i] = static_cast<std::uint8_t>(q[8 * j + i] | q[8 * j + 4 + i] << 4);
+    }
   }
 }
 
-// Quant i of a column of a group, unsigned, in its place among the group's vectors; `vectors` points at the column's
-// bytes, zero so far.
-void put_quant(int bits, int i, int q, std::uint8_t* vectors) {
-  const auto put_pair = [i](std::uint8_t* v, int pair) {
-    v[i / 16 * kVectorBytes + i % 4] |= static_cast<std::uint8_t>(pair << (i / 4 % 4 * 2));
-  };
-  const auto put_single = [i](std::uint8_t* v, int bit) { v[i % 4] |= static_cast<std::uint8_t>(bit << i / 4); };
-  if (bits < 4) {
-    put_pair(vectors, q & 3);
-    if (bits == 3) put_single(vectors + 2 * kVectorBytes, q >> 2);
+void write_pairs_of_bits(const std::uint8_t* q, std::uint8_t* vectors) {
+  for (int h = 0; h < 2; ++h) {
+    for (int i = 0; i < 4; ++i) {
+      const std::uint8_t* from = q + 16 * h + i;
+      const int pairs = from[0] | from[4] << 2 | from[8] << 4 | from[12] << 6;
+      vectors[h * kVectorBytes + i] = static_cast<std::uint8_t>(pairs);
+    }
+  }
+}
+
+void write_bits(const std::uint8_t* q, std::uint8_t* vector) {
+  for (int i = 0; i < 4; ++i) {
+    int bits = 0;
+    for (int b = 0; b < 8; ++b) bits |= q[4 * b + i] << b;
+    vector[i] = static_cast<std::uint8_t>(bits);
+  }
+}
+
+void write_quants(const GroupLayout& layout, const std::int8_t* q, std::uint8_t* vectors) {
+  if (layout.bits == 8) {
+    for (int j = 0; j < 8; ++j) std::memcpy(vectors + j * kVectorBytes, q + 4 * j, 4);
     return;
   }
-  vectors[i / 8 * kVectorBytes + i % 4] |= static_cast<std::uint8_t>((q & 15) << (i % 8 < 4 ? 0 : 4));
-  std::uint8_t* upper = vectors + 4 * kVectorBytes;
-  if (bits == 5) put_single(upper, q >> 4);
-  if (bits == 6) put_pair(upper, q >> 4);
+  const int low_bits = layout.bits < 4 ? 2 : 4;
+  std::uint8_t low[kGroup], high[kGroup];
+  for (int i = 0; i < kGroup; ++i) {
+    const int quant = q[i] + layout.offset;
+    low[i] = static_cast<std::uint8_t>(quant & ((1 << low_bits) - 1));
+    high[i] = static_cast<std::uint8_t>(quant >> low_bits);
+  }
+  if (low_bits == 2) {
+    write_pairs_of_bits(low, vectors);
+  } else {
+    write_nibbles(low, vectors);
+  }
+  std::uint8_t* upper = vectors + low_bits * kVectorBytes;  // after 2 or 4 vectors
+  if (layout.bits - low_bits == 1) write_bits(high, upper);
+  if (layout.bits - low_bits == 2) write_pairs_of_bits(high, upper);
 }
 
 int quant(int bits, int i, const std::uint8_t* vectors) {
+  if (bits == 8) return static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + i % 4]);
   const auto pair = [i](const std::uint8_t* v) { return v[i / 16 * kVectorBytes + i % 4] >> (i / 4 % 4 * 2) & 3; };
   const auto single = [i](const std::uint8_t* v) { return v[i % 4] >> i / 4 & 1; };
   if (bits < 4) return pair(vectors) | (bits == 3 ? single(vectors + 2 * kVectorBytes) << 2 : 0);
@@ -88,21 +112,21 @@ int quant(int bits, int i, const std::uint8_t* vectors) {
   return low | (bits == 5 ? single(upper) : bits == 6 ? pair(upper) : 0) << 4;
 }
 
-void write_two_level_scale(const BitsLayout& layout, const TwoLevelScale& f, std::int64_t place, std::int64_t column,
+void write_two_level_scale(const GroupLayout& layout, const TwoLevelScale& f, std::int64_t place, std::int64_t column,
                            std::uint8_t* header) {
   write_half(header + column * 2, f.d);
   write_half(header + 32 + column * 2, layout.has_minimum ? f.m ^ 0x8000 : 0);
-  std::uint8_t* factors = header + 64 + place * 32 + column;
-  if (layout.parts == 1) {
+  std::uint8_t* factors = header + 64 + place * layout.factor_bytes() + column;
+  if (layout.parts == 1 && layout.has_minimum) {
     factors[0] = static_cast<std::uint8_t>(f.s[0]), factors[16] = f.t[0];
     return;
   }
-  for (int h = 0; h < 2; ++h) factors[16 * h] = static_cast<std::uint8_t>(f.s[h] | f.t[h] << 4);
+  for (int h = 0; h < layout.parts; ++h) factors[16 * h] = static_cast<std::uint8_t>(f.s[h] | f.t[h] << 4);
 }
 
-void pack_column_bits(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
-                      std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
-  const BitsLayout layout = bits_layout(target);
+void pack_column_groups(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
+                        std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
+  const GroupLayout layout = group_layout(target);
   SourceGroup group;
   for (std::int64_t g = 0; g < groups; ++g) {
     std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
@@ -111,41 +135,44 @@ void pack_column_bits(SourceType source, WeightFormat target, const std::uint8_t
     if (two_level(target)) {
       write_two_level_scale(layout, read_two_level_scale(source, row, g), place, column, header);
     } else {
+      write_half(header + column * 2, float_to_half(group.scale[0]));
       const std::uint16_t minimum = float_to_half(group.minimum[0]);
       if ((source == SourceType::Q4_0 || source == SourceType::Q5_0) && !std::isfinite(half_to_float(minimum))) {
         refuse(std::string(name(source)) + " scale " + std::to_string(group.scale[0]) + " of row " +
                std::to_string(row_index) + ", block " + std::to_string(g) + ": " +
                (source == SourceType::Q4_0 ? "-8" : "-16") + " times it is not a finite half");
       }
-      write_half(header + column * 2, float_to_half(group.scale[0]));
-      write_half(header + 32 + column * 2, minimum);
+      if (layout.has_minimum) write_half(header + 32 + column * 2, minimum);
     }
     std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
-    for (std::int64_t v = 0; v < layout.group_bytes; v += kVectorBytes) std::memset(vectors + v, 0, 4);
-    for (int i = 0; i < kGroup; ++i) put_quant(layout.bits, i, group.q[i] + layout.offset, vectors);
+    write_quants(layout, group.q, vectors);
   }
 }
 
-void dequantize_bits(const PackedMatrix& w, std::int64_t column, const std::uint8_t* panel, float* out) {
-  const BitsLayout layout = bits_layout(w.format);
+void dequantize_groups(const PackedMatrix& w, std::int64_t column, const std::uint8_t* panel, float* out) {
+  const GroupLayout layout = group_layout(w.format);
   for (std::int64_t g = 0; g < w.k / kGroup; ++g, out += kGroup) {
     const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
-    const std::uint8_t* factors = header + 64 + place * 32 + column;
+    const std::uint8_t* factors = header + 64 + place * layout.factor_bytes() + column;
     const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
     const float d = half_to_float(read<std::uint16_t>(header + column * 2));
-    const float e = half_to_float(read<std::uint16_t>(header + 32 + column * 2));
+    const float e = layout.has_minimum ? half_to_float(read<std::uint16_t>(header + 32 + column * 2)) : 0;
     for (int h = 0; h < 2; ++h) {
       float scale = d, minimum = e;
-      if (two_level(w.format) && layout.parts == 1) {
-        scale *= static_cast<float>(factors[0]), minimum *= static_cast<float>(factors[16]);
-      } else if (two_level(w.format) && layout.has_minimum) {
-        scale *= static_cast<float>(factors[16 * h] & 15), minimum *= static_cast<float>(factors[16 * h] >> 4);
-      } else if (two_level(w.format)) {
-        scale *= static_cast<float>(static_cast<std::int8_t>(factors[16 * h]));
+      if (two_level(w.format)) {
+        const std::uint8_t factor = factors[layout.parts == 1 ? 0 : 16 * h];
+        if (!layout.has_minimum) {
+          scale *= static_cast<float>(static_cast<std::int8_t>(factor));
+        } else if (layout.parts == 1) {
+          scale *= static_cast<float>(factor), minimum *= static_cast<float>(factors[16]);
+        } else {
+          scale *= static_cast<float>(factor & 15), minimum *= static_cast<float>(factor >> 4);
+        }
       }
       for (int i = 16 * h; i < 16 * h + 16; ++i) {
-        out[i] = scale * static_cast<float>(quant(layout.bits, i, vectors) - layout.offset);
+        const int q = quant(layout.bits, i, vectors);
+        out[i] = scale * static_cast<float>(has_table(w.format) ? kTable4[q] : q - layout.offset);
         if (layout.has_minimum) out[i] += minimum;
       }
     }
@@ -160,8 +187,14 @@ const char* name(WeightFormat format) {
       return "F32";
     case WeightFormat::F16:
       return "F16";
+    case WeightFormat::BF16:
+      return "BF16";
     case WeightFormat::INT8_G32:
       return "INT8_G32";
+    case WeightFormat::TABLE4_G32:
+      return "TABLE4_G32";
+    case WeightFormat::TABLE4_K:
+      return "TABLE4_K";
     case WeightFormat::INT4_G32:
       return "INT4_G32";
     case WeightFormat::INT5_G32:
@@ -183,14 +216,17 @@ const char* name(WeightFormat format) {
 WeightFormat packed_format(SourceType source) {
   switch (source) {
     case SourceType::F32:
-    case SourceType::BF16:
       return WeightFormat::F32;
     case SourceType::F16:
       return WeightFormat::F16;
+    case SourceType::BF16:
+      return WeightFormat::BF16;
     case SourceType::Q8_0:
-    case SourceType::IQ4_NL:
-    case SourceType::IQ4_XS:
       return WeightFormat::INT8_G32;
+    case SourceType::IQ4_NL:
+      return WeightFormat::TABLE4_G32;
+    case SourceType::IQ4_XS:
+      return WeightFormat::TABLE4_K;
     case SourceType::Q4_0:
     case SourceType::Q4_1:
       return WeightFormat::INT4_G32;
@@ -210,8 +246,6 @@ WeightFormat packed_format(SourceType source) {
   }
   refuse("unknown source type " + std::to_string(static_cast<int>(source)));
 }
-
-bool packs_exactly(SourceType source) { return source != SourceType::IQ4_XS; }
 
 double bits_per_weight(WeightFormat format) {
   constexpr std::int64_t kInputs = 256;
@@ -266,13 +300,11 @@ void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::
           pack_column_f32(source, row, k, c, panel);
           break;
         case WeightFormat::F16:
-          pack_column_f16(row, k, c, panel);
-          break;
-        case WeightFormat::INT8_G32:
-          pack_column_int8(source, row, k / kGroup, c, panel);
+        case WeightFormat::BF16:
+          pack_column_16_bits(row, k, c, panel);
           break;
         default:
-          pack_column_bits(source, target, row, row_index, k / kGroup, c, panel);
+          pack_column_groups(source, target, row, row_index, k / kGroup, c, panel);
           break;
       }
     }
@@ -290,17 +322,12 @@ void dequantize_row(const PackedMatrix& w, std::int64_t row, float* out) {
       for (std::int64_t i = 0; i < w.k; ++i)
         out[i] = half_to_float(read<std::uint16_t>(panel + (i * kPanelColumns + column) * 2));
       return;
-    case WeightFormat::INT8_G32:
-      for (std::int64_t g = 0; g < w.k / kGroup; ++g, panel += 544, out += kGroup) {
-        const float scale = half_to_float(read<std::uint16_t>(panel + column * 2));
-        const std::uint8_t* vectors = panel + 32 + column * 4;
-        for (int i = 0; i < kGroup; ++i) {
-          out[i] = scale * static_cast<float>(static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + i % 4]));
-        }
-      }
+    case WeightFormat::BF16:
+      for (std::int64_t i = 0; i < w.k; ++i)
+        read_floats(SourceType::BF16, panel + (i * kPanelColumns + column) * 2, 1, out + i);
       return;
     default:
-      return dequantize_bits(w, column, panel, out);
+      return dequantize_groups(w, column, panel, out);
   }
 }
 

@@ -9,11 +9,8 @@
 
 namespace octavo {
 
-// The format that holds weights of `source` exactly or, where only a much larger one would, closely.
+// The format that holds weights of `source`, every one exactly.
 WeightFormat packed_format(SourceType source);
-
-// Whether packed_format(source) holds every weight exactly. Otherwise scales are rounded to halves (IQ4_XS).
-bool packs_exactly(SourceType source);
 
 const char* name(WeightFormat format);
 double bits_per_weight(WeightFormat format);  // scales included, padding not

@@ -5,6 +5,7 @@
 //
 //   F32       per k: 16 floats
 //   F16       per k: 16 IEEE halves
+//   BF16      per k: 16 bfloat16, the upper halves of floats
 //   INT8_G32  per group of 32 k: 16 half scales, then 8 vectors of 64 bytes: vector j holds, for each of the 16
 //             columns in turn, the 4 signed bytes of k = 4j … 4j+3                                  (544 bytes)
 //   INT4_G32  per group of 32 k: 16 half scales, 16 half minimums, then 4 vectors of 64 bytes: byte (column, i) of
@@ -21,9 +22,12 @@
 //   INT2_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes s + 16 t for its first 16 k and 16
 //             for its last 16 k, then per group the 2 vectors of lower bits of INT3_K; each 16 k have the scale d * s
 //             and the minimum e * t                                                                    (1344 bytes)
+//   TABLE4_G32  per group of 32 k: 16 half scales, then the 4 vectors of INT4_G32                       (288 bytes)
+//   TABLE4_K  per block of 256 k: 16 half d, 32 bytes of zeros, per group of 32 k 16 signed bytes s, then per group the
+//             4 vectors of INT4_G32; a group's scale is d * s                                          (2240 bytes)
 //
-// A weight is scale * q (INT8), scale * (q - 32) (INT6), scale * (q - 4) (INT3), or scale * q + minimum in the others,
-// with 0 <= q < 2^bits.
+// A weight is scale * q (INT8, signed), scale * (q - 32) (INT6), scale * (q - 4) (INT3), scale * kTable4[q] (TABLE4),
+// or scale * q + minimum in the others, with 0 <= q < 2^bits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -33,6 +37,7 @@ namespace octavo {
 enum class WeightFormat : std::uint8_t {
   F32,
   F16,
+  BF16,
   INT8_G32,
   INT4_G32,
   INT5_G32,
@@ -41,6 +46,8 @@ enum class WeightFormat : std::uint8_t {
   INT6_K,
   INT3_K,
   INT2_K,
+  TABLE4_G32,
+  TABLE4_K,
 };
 
 inline constexpr std::int64_t kPanelColumns = 16;
@@ -55,21 +62,34 @@ struct PackedMatrix {
   const std::uint8_t* data;  // 64-byte aligned
 };
 
-constexpr bool quantised(WeightFormat format) { return format != WeightFormat::F32 && format != WeightFormat::F16; }
+constexpr bool quantised(WeightFormat format) {
+  return format != WeightFormat::F32 && format != WeightFormat::F16 && format != WeightFormat::BF16;
+}
 
-// Formats of two to six bits, whose quants are spread over vectors. A block is what shares a header: `groups` groups,
-// after each other, each of `group_bytes` of vectors.
-struct BitsLayout {
+// The levels of TABLE4 formats, those of IQ4_NL.
+inline constexpr std::int8_t kTable4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+constexpr bool has_table(WeightFormat format) {
+  return format == WeightFormat::TABLE4_G32 || format == WeightFormat::TABLE4_K;
+}
+
+// Integer formats. A block is what shares a header: `groups` groups, after each other, each of `group_bytes` of
+// vectors.
+struct GroupLayout {
   int bits;
   int parts;         // of a group, each with a scale of its own: 1 of 32 k or 2 of 16
-  int offset;        // a weight is scale * (q - offset)
+  int offset;        // a weight is scale * (q - offset), or of its level in a table
   bool has_minimum;  // + minimum
   std::int64_t groups, header_bytes, group_bytes;
   constexpr std::int64_t block_bytes() const { return header_bytes + groups * group_bytes; }
+  // Of two levels: from byte 64 of the header on, each group's bytes that multiply the block's halves.
+  constexpr std::int64_t factor_bytes() const { return (header_bytes - 64) / groups; }
 };
 
-constexpr BitsLayout bits_layout(WeightFormat format) {
+constexpr GroupLayout group_layout(WeightFormat format) {
   switch (format) {
+    case WeightFormat::INT8_G32:
+      return {8, 1, 0, false, 1, 32, 8 * kVectorBytes};
     case WeightFormat::INT4_G32:
       return {4, 1, 0, true, 1, 64, 4 * kVectorBytes};
     case WeightFormat::INT5_G32:
@@ -84,13 +104,17 @@ constexpr BitsLayout bits_layout(WeightFormat format) {
       return {3, 2, 4, false, 8, 64 + 8 * 32, 3 * kVectorBytes};
     case WeightFormat::INT2_K:
       return {2, 2, 0, true, 8, 64 + 8 * 32, 2 * kVectorBytes};
+    case WeightFormat::TABLE4_G32:
+      return {4, 1, 0, false, 1, 32, 4 * kVectorBytes};
+    case WeightFormat::TABLE4_K:
+      return {4, 1, 0, false, 8, 64 + 8 * 16, 4 * kVectorBytes};
     default:
       return {};
   }
 }
 
 // Scales that are a half times a byte.
-constexpr bool two_level(WeightFormat format) { return bits_layout(format).groups > 1; }
+constexpr bool two_level(WeightFormat format) { return group_layout(format).groups > 1; }
 
 // k is a multiple of this.
 constexpr std::int64_t k_unit(WeightFormat format) {
@@ -100,16 +124,8 @@ constexpr std::int64_t k_unit(WeightFormat format) {
 constexpr std::int64_t num_panels(const PackedMatrix& w) { return (w.n + kPanelColumns - 1) / kPanelColumns; }
 
 constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t k) {
-  switch (format) {
-    case WeightFormat::F32:
-      return k * kPanelColumns * 4;
-    case WeightFormat::F16:
-      return k * kPanelColumns * 2;
-    case WeightFormat::INT8_G32:
-      return k / kGroup * (32 + 512);
-    default:
-      return k / k_unit(format) * bits_layout(format).block_bytes();
-  }
+  if (quantised(format)) return k / k_unit(format) * group_layout(format).block_bytes();
+  return k * kPanelColumns * (format == WeightFormat::F32 ? 4 : 2);
 }
 
 }  // namespace octavo

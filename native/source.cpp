@@ -7,9 +7,6 @@
 namespace octavo {
 namespace {
 
-// The levels of IQ4_NL and IQ4_XS.
-constexpr std::int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-
 template <class T>
 T read(const std::uint8_t* p) {
   T value;
@@ -27,6 +24,19 @@ int field(const std::uint8_t* p, int e) {
   const int within = e % kPerRun;
   return p[e / kPerRun * Run + within % Run] >> (within / Run * Bits) & ((1 << Bits) - 1);
 }
+
+// Fields e … e + 31 of Bits bits, where e is a multiple of 32 and a run has 32 bytes at least.
+template <int Run, int Bits>
+struct Fields {
+  const std::uint8_t* p;
+  int shift;
+  Fields(const std::uint8_t* begin, int e) {
+    constexpr int kPerRun = Run * 8 / Bits;
+    p = begin + e / kPerRun * Run + e % kPerRun % Run;
+    shift = e % kPerRun / Run * Bits;
+  }
+  int operator[](int i) const { return p[i] >> shift & ((1 << Bits) - 1); }
+};
 
 template <class Quant>
 void fill(SourceGroup& out, float scale, float minimum, Quant quant) {
@@ -144,6 +154,12 @@ TwoLevelScale read_two_level_scale(SourceType source, const std::uint8_t* row, s
         set(h, (field<8, 4>(b + 96, 2 * i + h) | field<4, 2>(b + 104, 2 * i + h) << 4) - 32, 0);
       }
       break;
+    case SourceType::IQ4_XS: {
+      out.d = read<std::uint16_t>(b);
+      const int s = (field<1, 4>(b + 4, i) | field<1, 2>(b + 2, i) << 4) - 32;
+      set(0, s, 0), set(1, s, 0);
+      break;
+    }
     case SourceType::Q6_K:
       out.d = read<std::uint16_t>(b + 208);
       for (int h = 0; h < 2; ++h) set(h, b[192 + 2 * i + h], 0);
@@ -177,25 +193,26 @@ void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, Sour
       return fill(out, read_half(b), read_half(b + 2),
                   [=](int i) { return field<16, 4>(b + 8, i) | field<1, 1>(b + 4, i) << 4; });
     case SourceType::IQ4_NL:
-      return fill(out, read_half(b), 0, [=](int i) { return kIq4Levels[field<16, 4>(b + 2, i)]; });
+      return fill(out, read_half(b), 0, [=](int i) { return field<16, 4>(b + 2, i); });
     case SourceType::Q4_K:
-      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<32, 4>(b + 16, e + i); });
+      return fill(out, read_two_level_scale(source, row, g), [q = Fields<32, 4>(b + 16, e)](int i) { return q[i]; });
     case SourceType::Q5_K:
-      return fill(out, read_two_level_scale(source, row, g),
-                  [=](int i) { return field<32, 4>(b + 48, e + i) | field<32, 1>(b + 16, e + i) << 4; });
+      return fill(
+          out, read_two_level_scale(source, row, g),
+          [low = Fields<32, 4>(b + 48, e), high = Fields<32, 1>(b + 16, e)](int i) { return low[i] | high[i] << 4; });
     case SourceType::Q2_K:
-      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<32, 2>(b + 16, e + i); });
+      return fill(out, read_two_level_scale(source, row, g), [q = Fields<32, 2>(b + 16, e)](int i) { return q[i]; });
     case SourceType::Q3_K:
-      return fill(out, read_two_level_scale(source, row, g),
-                  [=](int i) { return (field<32, 2>(b + 32, e + i) | field<32, 1>(b, e + i) << 2) - 4; });
+      return fill(
+          out, read_two_level_scale(source, row, g),
+          [low = Fields<32, 2>(b + 32, e), high = Fields<32, 1>(b, e)](int i) { return (low[i] | high[i] << 2) - 4; });
     case SourceType::Q6_K:
       return fill(out, read_two_level_scale(source, row, g),
-                  [=](int i) { return (field<64, 4>(b, e + i) | field<32, 2>(b + 128, e + i) << 4) - 32; });
-    case SourceType::IQ4_XS: {
-      const int s = field<1, 4>(b + 4, sub) | field<1, 2>(b + 2, sub) << 4;
-      return fill(out, read_half(b) * static_cast<float>(s - 32), 0,
-                  [=](int i) { return kIq4Levels[field<16, 4>(b + 8, e + i)]; });
-    }
+                  [low = Fields<64, 4>(b, e), high = Fields<32, 2>(b + 128, e)](int i) {
+                    return (low[i] | high[i] << 4) - 32;
+                  });
+    case SourceType::IQ4_XS:
+      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<16, 4>(b + 8, e + i); });
   }
   throw std::invalid_argument(std::string(name(source)) + " has no groups");
 }

@@ -40,10 +40,11 @@ constexpr bool float_source(SourceType source) {
   return source == SourceType::F32 || source == SourceType::F16 || source == SourceType::BF16;
 }
 
-// 32 consecutive weights: weight i is scale[i / 16] * q[i] + minimum[i / 16], each operation rounded once.
+// 32 consecutive weights: weight i is scale[i / 16] * q[i] + minimum[i / 16], each operation rounded once; in IQ4_NL
+// and IQ4_XS kTable4[q[i]] takes the place of q[i].
 struct SourceGroup {
   float scale[2], minimum[2];
-  std::int8_t q[32];  // signed where the type has no minimum, and 0 … 2^bits - 1 elsewhere
+  std::int8_t q[32];  // signed in Q8_0, Q3_K and Q6_K, and 0 … 2^bits - 1 elsewhere
 };
 
 // Group g of a row of a type that is no float.

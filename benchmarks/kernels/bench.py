@@ -82,8 +82,8 @@ class Point:
 
 
 FORMATS = (
-    TensorType.F32, TensorType.F16, TensorType.Q8_0, TensorType.Q6_K, TensorType.Q5_1, TensorType.Q4_1, TensorType.Q5_K, TensorType.Q4_K,
-    TensorType.Q3_K, TensorType.Q2_K,
+    TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q6_K, TensorType.Q5_1, TensorType.Q4_1, TensorType.Q5_K,
+    TensorType.Q4_K, TensorType.IQ4_NL, TensorType.IQ4_XS, TensorType.Q3_K, TensorType.Q2_K,
 )  # fmt: skip
 """A tensor type for each packed format."""
 
@@ -100,9 +100,12 @@ def random_tensor(name: str, kind: TensorType, shape: tuple[int, int], rng: np.r
         data = (rng.standard_normal(shape, np.float32) / 128).view(np.uint8)
     elif kind is TensorType.F16:
         data = (rng.standard_normal(shape, np.float32) / 128).astype(np.float16).view(np.uint8)
+    elif kind is TensorType.BF16:
+        data = ((rng.standard_normal(shape, np.float32) / 128).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     else:
         blocks = rng.integers(0, 256, (rows, columns // kind.block_length, kind.block_bytes), np.uint8)
-        scales = 1 if kind in (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q6_K, TensorType.Q3_K) else 2
+        with_minimum = (TensorType.Q5_1, TensorType.Q4_1, TensorType.Q5_K, TensorType.Q4_K, TensorType.Q2_K)
+        scales = 2 if kind in with_minimum else 1
         halves = np.full(scales, 2**-7, np.float16).view(np.uint8)
         if kind in (TensorType.Q6_K, TensorType.Q3_K, TensorType.Q2_K):
             blocks[..., -2 * scales :] = halves
@@ -204,7 +207,7 @@ def _linear_points(setting: Setting, shapes: Shapes, kind: TensorType, name: str
     """With as many copies of the weights as take that many bytes."""
     outputs, inputs = shapes.linears[name]
     inputs = -(-inputs // kind.block_length) * kind.block_length
-    packed, bits, _ = _native.describe_packing(getattr(_native.SourceType, kind.name))
+    packed, bits = _native.describe_packing(getattr(_native.SourceType, kind.name))
     one = outputs * inputs * bits / 8
     copies = max(1, min(1000, round(num_bytes / one)))
     tensor = random_tensor("w", kind, (outputs, inputs), np.random.default_rng(1))

@@ -115,11 +115,12 @@ struct FormatName {
   const char* name;
   WeightFormat format;
 };
-constexpr FormatName kFormats[] = {{"f32", WeightFormat::F32},       {"f16", WeightFormat::F16},
-                                   {"int8", WeightFormat::INT8_G32}, {"int5", WeightFormat::INT5_G32},
-                                   {"int4", WeightFormat::INT4_G32}, {"int5k", WeightFormat::INT5_K},
-                                   {"int4k", WeightFormat::INT4_K},  {"int6k", WeightFormat::INT6_K},
-                                   {"int3k", WeightFormat::INT3_K},  {"int2k", WeightFormat::INT2_K}};
+constexpr FormatName kFormats[] = {
+    {"f32", WeightFormat::F32},         {"f16", WeightFormat::F16},       {"bf16", WeightFormat::BF16},
+    {"int8", WeightFormat::INT8_G32},   {"int5", WeightFormat::INT5_G32}, {"int4", WeightFormat::INT4_G32},
+    {"int5k", WeightFormat::INT5_K},    {"int4k", WeightFormat::INT4_K},  {"int6k", WeightFormat::INT6_K},
+    {"int3k", WeightFormat::INT3_K},    {"int2k", WeightFormat::INT2_K},  {"table4", WeightFormat::TABLE4_G32},
+    {"table4k", WeightFormat::TABLE4_K}};
 
 // Plausible bytes: floats around 1, quants of any value, scales around 2^-7.
 void fill(const PackedMatrix& w, std::uint8_t* data) {
@@ -127,15 +128,16 @@ void fill(const PackedMatrix& w, std::uint8_t* data) {
   std::uint64_t state = 88172645463325252ull + static_cast<std::uint64_t>(w.n * w.k);
   for (std::int64_t i = 0; i < bytes; i += 8) {
     state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    const std::uint64_t mask = w.format == WeightFormat::F32   ? 0xbf7fffffbf7fffffull
-                               : w.format == WeightFormat::F16 ? 0xbbffbbffbbffbbffull
-                                                               : ~0ull;
+    const std::uint64_t mask = w.format == WeightFormat::F32    ? 0xbf7fffffbf7fffffull
+                               : w.format == WeightFormat::F16  ? 0xbbffbbffbbffbbffull
+                               : w.format == WeightFormat::BF16 ? 0xbf7fbf7fbf7fbf7full
+                                                                : ~0ull;
     const std::uint64_t value = state & mask;
     std::memcpy(data + i, &value, 8);
   }
   if (!quantised(w.format)) return;
-  const bool int8 = w.format == WeightFormat::INT8_G32;
-  const std::int64_t block = panel_bytes(w.format, k_unit(w.format)), halves = int8 ? 16 : 32;
+  const GroupLayout layout = group_layout(w.format);
+  const std::int64_t block = layout.block_bytes(), halves = layout.header_bytes == 32 ? 16 : 32;
   for (std::int64_t g = 0; g < bytes; g += block) {
     for (std::int64_t i = 0; i < halves; ++i) {
       const auto half = static_cast<std::uint16_t>(0x2000 + (g + i) % 512);
@@ -211,7 +213,7 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
   for (std::int64_t i = 0; i < kMostRows * kMostInputs; ++i)
     rows.x[i] = static_cast<float>((i * 2654435761u >> 8) % 2001) / 1000 - 1;
 
-  std::printf("\n%-5s %4s | %10s %7s %7s | %-31s | %9s %7s %7s\n", format.name, "m", "30 layers", "GB/s", "GOPS",
+  std::printf("\n%-7s %4s | %10s %7s %7s | %-31s | %9s %7s %7s\n", format.name, "m", "30 layers", "GB/s", "GOPS",
               "GOPS of qkv, o, gate_up, down", "head ms", "GB/s", "GOPS");
   for (const std::int64_t m : row_counts) {
     std::vector<double> times[5];
@@ -230,7 +232,7 @@ void time_format(Team& team, const LinearKernels& kernels, const FormatName& for
       shape_gops[s] = 2 * static_cast<double>(kLayer[s].n * inputs(kLayer[s]) * m) / t / 1e9;
     }
     const double head = percentile10(times[4]), rows_m = static_cast<double>(m);
-    std::printf("%-5s %4d | %7.3f ms %7.1f %7.0f | %7.0f %7.0f %7.0f %7.0f | %9.3f %7.1f %7.0f\n", format.name,
+    std::printf("%-7s %4d | %7.3f ms %7.1f %7.0f | %7.0f %7.0f %7.0f %7.0f | %9.3f %7.1f %7.0f\n", format.name,
                 static_cast<int>(m), layers * 1e3, layer_bytes / layers / 1e9,
                 2 * layer_weights * rows_m / layers / 1e9, shape_gops[0], shape_gops[1], shape_gops[2], shape_gops[3],
                 head * 1e3, head_bytes / head / 1e9, 2 * head_weights * rows_m / head / 1e9);

@@ -122,7 +122,7 @@ Buffer<std::uint8_t> random_matrix(WeightFormat format, std::int64_t n, std::int
     return data;
   }
   const std::int64_t block = panel_bytes(format, k_unit(format));
-  const std::int64_t halves = format == WeightFormat::F16 ? block : format == WeightFormat::INT8_G32 ? 32 : 64;
+  const std::int64_t halves = quantised(format) ? std::min<std::int64_t>(64, group_layout(format).header_bytes) : block;
   for (std::int64_t at = 0; at < data.size(); at += block) {
     if (random() % 64 == 0) continue;
     for (std::int64_t i = 1; i < halves; i += 2) data[at + i] &= 0xaf;  // an exponent of 11 at most
@@ -286,8 +286,9 @@ void test_family(const IsaFamily& family) {
   test_choosing(family, random);
   for (const std::int64_t k : {96, 608}) test_quantise(family, k, random);
   for (const WeightFormat format :
-       {WeightFormat::F32, WeightFormat::F16, WeightFormat::INT8_G32, WeightFormat::INT4_G32, WeightFormat::INT5_G32,
-        WeightFormat::INT4_K, WeightFormat::INT5_K, WeightFormat::INT6_K, WeightFormat::INT3_K, WeightFormat::INT2_K}) {
+       {WeightFormat::F32, WeightFormat::F16, WeightFormat::BF16, WeightFormat::INT8_G32, WeightFormat::TABLE4_G32,
+        WeightFormat::TABLE4_K, WeightFormat::INT4_G32, WeightFormat::INT5_G32, WeightFormat::INT4_K,
+        WeightFormat::INT5_K, WeightFormat::INT6_K, WeightFormat::INT3_K, WeightFormat::INT2_K}) {
     test_linear(family, format, 150, 3 * k_unit(format), random);
     test_linear(family, format, 1, k_unit(format), random);
     test_linear(family, format, 48, quantised(format) ? 2048 : 199, random);

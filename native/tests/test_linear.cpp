@@ -1,9 +1,8 @@
 // Linear kernels against an independent scalar reference, bit for bit.
 //
-// The reference reads the *source* blocks (of types that are rounded, the packed ones), quantises activations and
-// multiplies in the order that kernels.hpp and packed.hpp promise, one std::fma at a time. A kernel must give the same
-// bits for every format, number of rows, position in a batch, range of panels, odd size, bias and residual, on every
-// ISA family of this machine.
+// The reference reads the *source* blocks, quantises activations and multiplies in the order that kernels.hpp and
+// packed.hpp promise, one std::fma at a time. A kernel must give the same bits for every format, number of rows,
+// position in a batch, range of panels, odd size, bias and residual, on every ISA family of this machine.
 //
 //   cd native && mkdir -p /tmp/test_linear && cd /tmp/test_linear && N=$OLDPWD
 //   F="-O1 -g1 -std=c++20 -ffp-contract=off -fsanitize=address,undefined -I$N"
@@ -20,15 +19,6 @@ using namespace octavo;
 using namespace octavo::tests;
 
 namespace {
-
-// What is packed with a rounded scale, read as packed.hpp describes it.
-Weight packed_weight(const PackedMatrix& w, std::int64_t row, std::int64_t i) {
-  const std::int64_t c = row % 16, j = i % 32;
-  if (w.format != WeightFormat::INT8_G32) std::abort();
-  const std::uint8_t* p = w.data + row / 16 * panel_bytes(w.format, w.k) + i / 32 * 544;
-  const auto q = static_cast<std::int8_t>(p[32 + j / 4 * 64 + c * 4 + j % 4]);
-  return {half_value(load16(p + 2 * c)), static_cast<double>(q), 0};
-}
 
 // Weights that share a scale, and whether a format of that type has minimums.
 int scale_length(SourceType type) {
@@ -93,15 +83,13 @@ std::vector<float> reference_linear(SourceType type, const PackedMatrix& packed,
                                     const RowsOf8Bits& rows, std::int64_t m) {
   const WeightFormat format = packed.format;
   const std::int64_t n = packed.n, k = packed.k;
-  const bool from_source = packs_exactly(type) || !quantised(format);
   std::vector<float> out(static_cast<std::size_t>(m * n));
   const std::size_t row_bytes = source_row_bytes(type, k);
   std::vector<Weight> weights(static_cast<std::size_t>(k));
   for (std::int64_t c = 0; c < n; ++c) {
     for (std::int64_t i = 0; i < k; ++i) {
       weights[static_cast<std::size_t>(i)] =
-          from_source ? source_weight(type, source.data() + static_cast<std::size_t>(c) * row_bytes, i)
-                      : packed_weight(packed, c, i);
+          source_weight(type, source.data() + static_cast<std::size_t>(c) * row_bytes, i);
     }
     for (std::int64_t r = 0; r < m; ++r) {
       float acc = 0;

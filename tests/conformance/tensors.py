@@ -1,9 +1,4 @@
-"""Random checkpoint tensors of every storage type, and their values read by an independent decoder.
-
-Types that a backend may round again when it packs them (two scales become one, or a scale becomes a half) get blocks that
-survive it: scales are powers of two times small integers, and the two halves of 32 elements have the same. Then every backend sees
-the same numbers; what rounding costs for other blocks is measured where packing is tested.
-"""
+"""Random checkpoint tensors of every storage type, and their values read by an independent decoder."""
 
 from __future__ import annotations
 
@@ -77,29 +72,23 @@ def _halves(values: npt.ArrayLike) -> npt.NDArray[np.float16]:
 def _wide_blocks(rng: Rng, type: TensorType, blocks: tuple[int, ...], std: float) -> npt.NDArray[np.uint8]:
     """(…, bytes per block). ``unit``: about the deviation of the integers that d multiplies."""
     unit = {TensorType.Q4_K: 255, TensorType.Q5_K: 510, TensorType.Q2_K: 14, TensorType.Q3_K: 43, TensorType.Q6_K: 1350}.get(type, 1280)
-    powers = np.exp2(np.rint(np.log2(std / unit)) + rng.integers(-1, 1, blocks))
-    d = _halves(powers * rng.choice([-1, 1], blocks)).view(np.uint8)
+    scale = rng.uniform(0.7, 1.4, blocks) * std / unit
+    signed = _halves(scale * rng.choice([-1, 1], blocks)).view(np.uint8)
 
     def random_bytes(count: int) -> npt.NDArray[np.uint8]:
         return rng.integers(0, 256, (*blocks, count), dtype=np.uint8)
 
     match type:
         case TensorType.Q4_K | TensorType.Q5_K:
-            scale = rng.uniform(0.7, 1.4, blocks) * std / unit
             minimum = scale * (7.5 if type is TensorType.Q4_K else 15.5)
             return np.concatenate([_halves(scale).view(np.uint8), _halves(minimum).view(np.uint8), random_bytes(type.block_bytes - 4)], -1)
         case TensorType.Q2_K:
-            m = _halves(2 * powers).view(np.uint8)
-            return np.concatenate([np.repeat(random_bytes(8), 2, axis=-1), random_bytes(64), _halves(powers).view(np.uint8), m], -1)
-        case TensorType.Q3_K:
-            scales = np.repeat(rng.integers(0, 64, (*blocks, 8), dtype=np.uint8), 2, axis=-1)
-            low = (scales[..., :8] & 15) | (scales[..., 8:] & 15) << 4
-            high = sum((scales[..., 4 * i : 4 * i + 4] >> 4) << (2 * i) for i in range(4))
-            return np.concatenate([random_bytes(96), low, np.asarray(high, np.uint8), d], -1)
-        case TensorType.Q6_K:
-            return np.concatenate([random_bytes(192), np.repeat(random_bytes(8), 2, axis=-1), d], -1)
+            minimum = 2 * scale
+            return np.concatenate([random_bytes(80), _halves(scale).view(np.uint8), _halves(minimum).view(np.uint8)], -1)
+        case TensorType.Q3_K | TensorType.Q6_K:
+            return np.concatenate([random_bytes(type.block_bytes - 2), signed], -1)
         case _:
-            return np.concatenate([d, random_bytes(type.block_bytes - 2)], -1)
+            return np.concatenate([signed, random_bytes(type.block_bytes - 2)], -1)
 
 
 def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:

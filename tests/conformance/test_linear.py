@@ -2,7 +2,7 @@
 
 The tolerance is the textbook bound of a float32 sum, not a guess: n terms summed in any order are off by at most
 n · 2⁻²⁴ · Σ|terms| (Higham, "Accuracy and Stability of Numerical Algorithms", §4.2). A term that is lost or read from a
-neighbour is off by about Σ|terms| / n, far above it. For integer weights the terms are the exact products of groups of 32.
+neighbour is off by about Σ|terms| / n, far above it. For integer weights the terms are the exact products of groups of 16 or 32.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def expected(x: npt.NDArray[np.float32], tensor: Tensor) -> tuple[Float64Array, 
     if tensor.type in FLOAT_TYPES:
         seen, num_terms = x.astype(np.float64), x.shape[1]
         size = np.abs(w)
-    else:  # per group: an exact integer sum times two scales, and the minimum times the group's sum
-        seen, num_terms = rounded_to_int8(x), 2 * x.shape[1] // 32
+    else:  # per scale: an exact integer sum times two scales, and the minimum times the sum of x
+        seen, num_terms = rounded_to_int8(x), 2 * x.shape[1] // 16
         minimum = minimum_of(tensor)
         size = np.abs(w - minimum) + np.abs(minimum)
     return seen @ w.T, (num_terms + 6) * UNIT * (np.abs(seen) @ size.T) + 1e-30

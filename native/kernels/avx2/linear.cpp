@@ -11,8 +11,11 @@ void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::in
   switch (w.format) {
     case WeightFormat::F32:
     case WeightFormat::F16:
+    case WeightFormat::BF16:
       return linear_float(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT8_G32:
+    case WeightFormat::TABLE4_G32:
+    case WeightFormat::TABLE4_K:
       return linear_int8(w, a, m, panel_begin, panel_end, out);
     default:
       return linear_bits(w, a, m, panel_begin, panel_end, out);

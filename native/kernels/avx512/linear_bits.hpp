@@ -10,7 +10,7 @@ namespace {
 // scale, else 0.
 template <WeightFormat Format>
 struct Weights {
-  static constexpr BitsLayout kLayout = bits_layout(Format);
+  static constexpr GroupLayout kLayout = group_layout(Format);
   static constexpr std::int64_t kBlockBytes = kLayout.block_bytes();
   static constexpr std::int64_t kGroupBytes = kBlockBytes / kLayout.groups;  // on average
   static constexpr int kParts = kLayout.parts;

@@ -1,5 +1,5 @@
-// F32 and F16 weights times float rows. Each output element is one chain of FMAs over k in order, starting from zero,
-// in every tile; tiles differ only in how many chains they run side by side.
+// F32, F16 and BF16 weights times float rows. Each output element is one chain of FMAs over k in order, starting from
+// zero, in every tile; tiles differ only in how many chains they run side by side.
 #include "linear_simd.hpp"
 
 namespace octavo::avx512 {
@@ -13,6 +13,14 @@ struct F32Weights {
 struct F16Weights {
   static constexpr std::int64_t kBytes = 32;
   OCTAVO_INLINE static __m512 load(const std::uint8_t* p) { return load_halves(p); }
+};
+
+struct BF16Weights {
+  static constexpr std::int64_t kBytes = 32;
+  OCTAVO_INLINE static __m512 load(const std::uint8_t* p) {
+    const __m256i upper = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+  }
 };
 
 // R rows by P panels: R P accumulators, of which 8 hide the latency of FMA and 24 fit beside their operands. It is tile
@@ -60,11 +68,9 @@ void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::
 
 void linear_float(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                   std::int64_t panel_end, const LinearOutput& out) {
-  if (w.format == WeightFormat::F32) {
-    multiply<F32Weights>(w, a, m, panel_begin, panel_end, out);
-  } else {
-    multiply<F16Weights>(w, a, m, panel_begin, panel_end, out);
-  }
+  if (w.format == WeightFormat::F32) return multiply<F32Weights>(w, a, m, panel_begin, panel_end, out);
+  if (w.format == WeightFormat::F16) return multiply<F16Weights>(w, a, m, panel_begin, panel_end, out);
+  multiply<BF16Weights>(w, a, m, panel_begin, panel_end, out);
 }
 
 }  // namespace octavo::avx512

@@ -68,14 +68,22 @@ void store_row(const LinearOutput& o, std::int64_t row, std::int64_t column, std
   }
 }
 
-// F32 and F16 weights: one chain of FMAs over k per output element.
+struct Bf16 {
+  std::uint16_t upper;  // half of a float
+};
+
+float weight_of(float x) { return x; }
+float weight_of(std::uint16_t half) { return to_float(half); }
+float weight_of(Bf16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.upper) << 16); }
+
+// F32, F16 and BF16 weights: one chain of FMAs over k per output element.
 template <class Element>
 void multiply_floats(const std::uint8_t* panel, const Activations& a, std::int64_t row, std::int64_t rows,
                      std::int64_t k, Sums* acc) {
   const auto* weights = reinterpret_cast<const Element*>(panel);
   for (std::int64_t i = 0; i < k; ++i, weights += kPanelColumns) {
     float w[kPanelColumns];
-    for (int c = 0; c < kPanelColumns; ++c) w[c] = to_float(weights[c]);
+    for (int c = 0; c < kPanelColumns; ++c) w[c] = weight_of(weights[c]);
     for (std::int64_t r = 0; r < rows; ++r) {
       const float x = a.f[(row + r) * a.ldf + i];
       for (int c = 0; c < kPanelColumns; ++c) acc[r][c] = std::fma(x, w[c], acc[r][c]);
@@ -93,22 +101,11 @@ struct Group {
   bool has_minimum;
 };
 
-void spread_int8(const std::uint8_t* panel, std::int64_t g, Group& group) {
-  const std::uint8_t* p = panel + g * panel_bytes(WeightFormat::INT8_G32, kGroup);
-  const std::uint8_t* vectors = p + 2 * kPanelColumns;
-  group.parts = 1;
-  group.has_minimum = false;
-  for (int c = 0; c < kPanelColumns; ++c) {
-    group.scale[0][c] = to_float(read_half(p + 2 * c));
-    for (int i = 0; i < kGroup; ++i)
-      group.q[c][i] = static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + 4 * c + i % 4]);
-  }
-}
-
 // Quant i of the column whose bytes in a group's first vector are at `vectors`.
 int quant(int bits, const std::uint8_t* vectors, int i) {
   const auto pair = [i](const std::uint8_t* v) { return v[i / 16 * kVectorBytes + i % 4] >> (i / 4 % 4 * 2) & 3; };
   const auto single = [i](const std::uint8_t* v) { return v[i % 4] >> i / 4 & 1; };
+  if (bits == 8) return static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + i % 4]);
   if (bits < 4) return pair(vectors) | (bits == 3 ? single(vectors + 2 * kVectorBytes) << 2 : 0);
   const int byte = vectors[i / 8 * kVectorBytes + i % 4];
   const int low = i % 8 < 4 ? byte & 15 : byte >> 4;
@@ -116,46 +113,46 @@ int quant(int bits, const std::uint8_t* vectors, int i) {
   return low | (bits == 5 ? single(upper) : bits == 6 ? pair(upper) : 0) << 4;
 }
 
-// Formats of two to six bits. In two-level formats the halves are multiplied by a byte for each scale and minimum,
-// exactly.
-void spread_bits(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Group& group) {
-  const BitsLayout layout = bits_layout(format);
+// In two-level formats the halves are multiplied by a byte for each scale and minimum, exactly.
+void spread(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Group& group) {
+  const GroupLayout layout = group_layout(format);
   const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
   const std::int64_t place = g % layout.groups;
-  const std::uint8_t* factors = header + 4 * kPanelColumns + place * 2 * kPanelColumns;
   const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes;
   group.parts = layout.parts;
   group.has_minimum = layout.has_minimum;
   for (int c = 0; c < kPanelColumns; ++c) {
-    const float d = to_float(read_half(header + 2 * c)), e = to_float(read_half(header + 2 * kPanelColumns + 2 * c));
-    for (int part = 0; part < layout.parts; ++part) {
-      const int factor = factors[part * kPanelColumns + c];
-      if (!two_level(format)) {
-        group.scale[part][c] = d, group.minimum[part][c] = e;
+    const float d = to_float(read_half(header + 2 * c));
+    const float e = layout.has_minimum ? to_float(read_half(header + 2 * kPanelColumns + 2 * c)) : 0;
+    group.scale[0][c] = d, group.minimum[0][c] = e;
+    for (int part = 0; two_level(format) && part < layout.parts; ++part) {
+      const std::uint8_t* factor = header + 64 + place * layout.factor_bytes() + part * kPanelColumns + c;
+      int s = *factor, t = 0;
+      if (!layout.has_minimum) {
+        s = static_cast<std::int8_t>(s);
       } else if (layout.parts == 1) {
-        group.scale[0][c] = d * static_cast<float>(factor);
-        group.minimum[0][c] = e * static_cast<float>(factors[kPanelColumns + c]);
-      } else if (layout.has_minimum) {
-        group.scale[part][c] = d * static_cast<float>(factor & 15);
-        group.minimum[part][c] = e * static_cast<float>(factor >> 4);
+        t = factor[kPanelColumns];
       } else {
-        group.scale[part][c] = d * static_cast<float>(static_cast<std::int8_t>(factor));
+        t = s >> 4, s &= 15;
       }
+      group.scale[part][c] = d * static_cast<float>(s);
+      group.minimum[part][c] = e * static_cast<float>(t);
     }
-    for (int i = 0; i < kGroup; ++i)
-      group.q[c][i] = static_cast<std::int8_t>(quant(layout.bits, vectors + 4 * c, i) - layout.offset);
+    for (int i = 0; i < kGroup; ++i) {
+      const int q = quant(layout.bits, vectors + 4 * c, i);
+      group.q[c][i] = has_table(format) ? kTable4[q] : static_cast<std::int8_t>(q - layout.offset);
+    }
   }
 }
 
 // Integer weights: per group, or each half of it, an exact sum S, then acc = fma(S, scale * x_scale, acc) and, where
 // there are minimums, acc = fma(minimum, x_sum, acc). x_sum is a group's or x_scale * a half's.
-template <class Spread>
-void multiply_groups(Spread&& spread, const Activations& a, std::int64_t row, std::int64_t rows, std::int64_t k,
-                     Sums* acc) {
+void multiply_groups(WeightFormat format, const std::uint8_t* panel, const Activations& a, std::int64_t row,
+                     std::int64_t rows, std::int64_t k, Sums* acc) {
   const std::int64_t groups = k / kGroup;
   Group group;
   for (std::int64_t g = 0; g < groups; ++g) {
-    spread(g, group);
+    spread(format, panel, g, group);
     const auto length = kGroup / group.parts;
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t at = (row + r) * groups + g;
@@ -181,12 +178,10 @@ void multiply(const PackedMatrix& w, const std::uint8_t* panel, const Activation
       return multiply_floats<float>(panel, a, row, rows, w.k, acc);
     case WeightFormat::F16:
       return multiply_floats<std::uint16_t>(panel, a, row, rows, w.k, acc);
-    case WeightFormat::INT8_G32:
-      return multiply_groups([&](std::int64_t g, Group& group) { spread_int8(panel, g, group); }, a, row, rows, w.k,
-                             acc);
+    case WeightFormat::BF16:
+      return multiply_floats<Bf16>(panel, a, row, rows, w.k, acc);
     default:
-      return multiply_groups([&](std::int64_t g, Group& group) { spread_bits(w.format, panel, g, group); }, a, row,
-                             rows, w.k, acc);
+      return multiply_groups(w.format, panel, a, row, rows, w.k, acc);
   }
 }
 

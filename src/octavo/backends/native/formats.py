@@ -1,4 +1,4 @@
-"""How the native backend keeps each tensor type in memory, and a line at load that says which tensors grow or are rounded again."""
+"""How the native backend keeps each tensor type in memory, and a line at load that says which tensors grow."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PackedFormat:
-    """``format``: its name in ``native/packed.hpp``. ``bits_per_weight``: in memory, with scales. ``exact``: no weight changes."""
+    """``format``: its name in ``native/packed.hpp``. ``bits_per_weight``: in memory, with scales."""
 
     format: str
     bits_per_weight: float
-    exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +32,13 @@ class PackedGroup:
 
     def __str__(self) -> str:
         size = f"{self.file_bytes / 2**20:.1f} → {self.packed_bytes / 2**20:.1f} MiB"
-        note = "" if self.packed.exact else ", rounded again"
-        return f"{self.num_matrices} × {self.type.name} as {self.packed.format} ({size}{note})"
+        return f"{self.num_matrices} × {self.type.name} as {self.packed.format} ({size})"
 
 
 def packed_format(kind: TensorType, dequantize: bool = False) -> PackedFormat:
     """What tensors of type ``kind`` become; all become fp32 with ``dequantize``."""
     if dequantize:
-        return PackedFormat("F32", 32.0, True)
+        return PackedFormat("F32", 32.0)
     return PackedFormat(*_native.describe_packing(source_type(kind)))
 
 
