@@ -119,6 +119,14 @@ class Stub:
         pieces += [self._event(body, "", index=b, finish="length") for b in range(n)]
         await self._stream(writer, [*pieces, self._usage(9, n * count), self.DONE], gap_s=TOKEN_S / n)
 
+    async def branches_with_usage_each(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+        """As llama-server does: a branch ends with its own count, in an event that follows, and there is no count of all."""
+        n, count = body["n"], body["max_tokens"]
+        pieces = [self._event(body, f" {i}", index=b) for i in range(count) for b in range(n)]
+        for b in range(n):
+            pieces += [self._event(body, "", index=b, finish="length"), self._usage(9, count)]
+        await self._stream(writer, [*pieces, self.DONE], gap_s=TOKEN_S / n)
+
     async def thinks_first(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         """A role that is no token, and a while later thoughts that are."""
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

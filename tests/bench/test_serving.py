@@ -80,6 +80,12 @@ def test_tokens_are_counted_right(stub: Stub, model: str, tokens: int, counted_b
     assert all(gap > 0 for gap in record.itl_s), "what comes at once is one arrival"
 
 
+def test_branches_that_count_for_themselves_are_added_up(stub: Stub) -> None:
+    record = asked(stub, "branches_with_usage_each", n=3)
+    assert (record.output_tokens, record.counted_by, record.prompt_tokens) == (24, "usage", 9)
+    assert record.tpot_s == pytest.approx((record.last_s - record.first_s) / 7)
+
+
 def test_branches_have_moments_of_their_own(stub: Stub) -> None:
     record = asked(stub, "branches", n=3)
     assert record.output_tokens == 24

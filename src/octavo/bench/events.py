@@ -52,7 +52,7 @@ class AnswerReader:
     def __init__(self, record: RequestRecord, output_len: int) -> None:
         self._record = record
         self._output_len = output_len
-        self._usage: dict[str, Any] | None = None
+        self._usages: list[dict[str, Any]] = []
         self._reasons: dict[int, str] = {}
         self._num_events = 0
         self.done = False
@@ -71,7 +71,7 @@ class AnswerReader:
         if event.get("error"):
             raise HTTPFault(f"the stream said: {what_it_said(data)}")
         if isinstance(event.get("usage"), dict):
-            self._usage = event["usage"]
+            self._usages.append(event["usage"])
         for choice in event.get("choices") or ():
             index = choice.get("index") or 0
             if _has_arrived(choice):
@@ -92,14 +92,16 @@ class AnswerReader:
             raise HTTPFault("the stream ended before the answer did")
         if not branches:
             raise HTTPFault("the answer has no tokens")
-        usage = self._usage or {}
+        usage = self._usages[-1] if self._usages else {}
         if isinstance(usage.get("prompt_tokens"), int):
             record.prompt_tokens = usage["prompt_tokens"]
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
         if isinstance(cached, int):
             record.cached_tokens = cached
-        if isinstance(usage.get("completion_tokens"), int) and usage["completion_tokens"] > 0:
-            record.output_tokens, record.counted_by = usage["completion_tokens"], "usage"
+        each = self._usages if len(self._usages) == len(self._reasons) else [usage]  # some tell each branch's own as it ends
+        counts = [count for one in each if isinstance(count := one.get("completion_tokens"), int) and count > 0]
+        if counts:
+            record.output_tokens, record.counted_by = sum(counts), "usage"
         elif len(self._reasons) == len(branches) and set(self._reasons.values()) == {"length"}:
             record.output_tokens, record.counted_by = self._output_len * len(branches), "length"
         else:
