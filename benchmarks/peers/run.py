@@ -225,7 +225,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.setup:
         say("all environments are ready" if not failures else f"not ready: {', '.join(failures)}")
         return 1 if failures else 0
-    report = resumed(path, setting, args) if args.resume else None
+    try:
+        report = resumed(path, setting, args) if args.resume else None
+    except ValueError as error:
+        say(str(error))
+        return 1
     earlier = Report.load(path) if path.exists() else None
     if report is None:
         report = Report(about(args, setting))
@@ -242,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     measure(planned, setting, args.rules, report, path)
     if "limits" in report.about:
         report.about["limits"] = ceilings.best(report.about["limits"], ceilings.measure(args.dir / "bin", args.threads))
-    report.about["took_s"] = round(time.monotonic() - started)
+    report.about["took_s"] = report.about.get("took_s", 0) + round(time.monotonic() - started)
     report.save(path)
     write(report, args.out, readme=args.readme)
     return 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.report import Line, Report, lines
+from benchmarks.peers.report import Check, Line, Report, lines
 from benchmarks.peers.rows import ENGINES, LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TRANSFORMERS, VLLM, memory_source
 
 WORDS = {
     "en": {
         "head": ("", "best peer", "times as good", "must", "reach"),
         "limit": "{:.0%} of the limit",
+        "goals": (),
         "missing": "Not measured:",
         "note": (
             "Medians of {reps}, engines in turn in one run ({date}), on {cores} cores of {cpu}, {threads} threads each, "
@@ -26,6 +29,7 @@ WORDS = {
     "zh": {
         "head": ("", "最佳同类", "倍数", "必须达到", "力争达到"),
         "limit": "极限的 {:.0%}",
+        "goals": ((r"(\d+%) of the limit", r"极限的 \1"), ("the best in fp32", "fp32 最佳者")),
         "missing": "未测量：",
         "note": (
             "各引擎在同一次运行中轮流测量，取 {reps} 次的中位数（{date}）；{cpu}，{cores} 核，各用 {threads} 个线程；模型 "
@@ -61,6 +65,13 @@ def _others(report: Report, line: Line) -> str:
     return text
 
 
+def _goal(check: Check, words: Mapping[str, Any]) -> str:
+    text = str(check)
+    for pattern, other in words["goals"]:
+        text = re.sub(pattern, other, text)
+    return text
+
+
 def markdown(report: Report, language: str = "en") -> str:
     """The table, what could not be measured and why, and what was measured on what."""
     words: dict[str, Any] = WORDS[language]
@@ -72,11 +83,11 @@ def markdown(report: Report, language: str = "en") -> str:
         unit = f", {line.row.unit}" + (", fp32" if line.weights == "fp32" else "")
         ratio = "–" if line.ratio is None else f"{line.ratio:.2f} ×"
         reach = line.reach()
-        goal = "" if reach is None else str(reach)
-        if line.share is not None and "limit" not in goal:
+        goal = "" if reach is None else _goal(reach, words)
+        if line.share is not None and not (reach and reach.percent):
             goal += ("; " if goal else "") + words["limit"].format(line.share)
         cells = [label + unit, _others(report, line), *(_cell(line, engine) for engine in ENGINES[1:])]
-        rows.append("| " + " | ".join([*cells, ratio, "; ".join(map(str, line.must())) or "–", goal or "–"]) + " |")
+        rows.append("| " + " | ".join([*cells, ratio, "; ".join(_goal(check, words) for check in line.must()) or "–", goal or "–"]) + " |")
     missing = [
         f"- {note.engine} {note.weights}, {ROWS[note.row].en if note.row in ROWS else note.row}: {note.text}" for note in report.notes
     ]

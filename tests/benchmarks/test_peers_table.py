@@ -88,6 +88,17 @@ def test_fp32_is_compared_with_fp32() -> None:
     assert [line.weights for line in lines(report)] == ["Q4_1", "fp32"]
 
 
+def test_goals_are_in_the_readers_language() -> None:
+    report = made(("prefill", OCTAVO, "fp32", [500.0]), ("prefill", OPENVINO, "fp32", [400.0]), ("decode", OCTAVO, "Q4_1", [330.0]))
+    text = markdown(report, "zh")
+    assert "1.0 × fp32 最佳者: 1.25 ✓" in text
+    assert "极限的 85%: 53% ✗" in text
+    assert "极限的 80%: 84% ✓" in text
+    assert "limit" not in text
+    assert "the best" not in text
+    assert "80% of the limit: 84% ✓" in markdown(report)
+
+
 def test_what_is_missing_is_said() -> None:
     report = made(("decode", OCTAVO, "Q4_1", [300.0]))
     report.note(Note("decode", VLLM, "fp32", "the worker ended"))
