@@ -72,7 +72,7 @@ Executor::Cut Executor::cut(const LinearOp& op) const {
   if (rows <= cut.rows_per_unit * 3 / 2) cut.rows_per_unit = std::max<std::int64_t>(1, rows);
   const std::int64_t wanted = kUnitsPerThread * pool_->size();
   const std::int64_t least = rows > 4 ? 1 : ceil_div(kMinUnitBytes, std::max<std::int64_t>(1, bytes / panels));
-  cut.panels_per_unit = ceil_div(std::max(least, panels / wanted), kStripPanels) * kStripPanels;
+  cut.panels_per_unit = std::max(least, std::max(kStripPanels, panels / wanted / kStripPanels * kStripPanels));
   cut.units = ceil_div(panels, cut.panels_per_unit) * ceil_div(rows, cut.rows_per_unit);
   cut.serial = rows == 0;
   return cut;

@@ -48,9 +48,7 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
       unroll<P>([&](auto j) OCTAVO_INLINE { acc[i][j] = _mm512_fmadd_ps(xi, weights[j], acc[i][j]); });
     });
   }
-  unroll<R>([&](auto i) OCTAVO_INLINE {
-    unroll<P>([&](auto j) OCTAVO_INLINE { store_row(out, row + i, (panel + j) * kPanelColumns, w.n, acc[i][j]); });
-  });
+  store_tile(out, row, panel * kPanelColumns, w.n, acc);
 }
 
 template <class Weights>

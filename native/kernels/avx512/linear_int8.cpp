@@ -93,9 +93,7 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
     });
     if (b + 1 == W::kLayout.groups) p += W::kBlockBytes;
   }
-  unroll<R>([&](auto i) OCTAVO_INLINE {
-    unroll<P>([&](auto j) OCTAVO_INLINE { store_row(out, row + i, (panel + j) * kPanelColumns, w.n, acc[i][j]); });
-  });
+  store_tile(out, row, panel * kPanelColumns, w.n, acc);
 }
 
 template <class W>

@@ -25,14 +25,43 @@ OCTAVO_INLINE inline __m512i broadcast_quad(const std::int8_t* p) {
 // Stops GCC from regrouping integer sums across this point, which makes it spill the accumulators.
 OCTAVO_INLINE inline void keep(__m512i& v) { asm volatile("" : "+v"(v)); }
 
-// (acc + bias) + residual for one row of one panel, in that order; columns beyond the matrix are dropped.
-OCTAVO_INLINE inline void store_row(const LinearOutput& o, std::int64_t row, std::int64_t column, std::int64_t n,
-                                    __m512 acc) {
-  const std::int64_t columns = n - column < kPanelColumns ? n - column : kPanelColumns;
-  const auto mask = static_cast<__mmask16>((1u << columns) - 1);
-  if (o.bias) acc = _mm512_add_ps(acc, _mm512_maskz_loadu_ps(mask, o.bias + column));
-  if (o.residual) acc = _mm512_add_ps(acc, _mm512_maskz_loadu_ps(mask, o.residual + row * o.ldr + column));
-  _mm512_mask_storeu_ps(o.out + row * o.ldo + column, mask, acc);
+// (acc + bias) + residual, in that order, for R rows from `row` on by P panels from `column` on; columns beyond the
+// matrix are dropped. What stores might change, for all the compiler knows, is read before them.
+template <int R, int P>
+OCTAVO_INLINE inline void store_tile(const LinearOutput& output, std::int64_t row, std::int64_t column, std::int64_t n,
+                                     __m512 (&acc)[R][P]) {
+  const LinearOutput o = output;
+  float* to = o.out + row * o.ldo + column;
+  const float* from = o.residual + row * o.ldr + column;
+  __mmask16 mask[P];
+  unroll<P>([&](auto j) OCTAVO_INLINE {
+    const std::int64_t columns = n - column - j * kPanelColumns;
+    mask[j] = static_cast<__mmask16>(columns < kPanelColumns ? (1u << columns) - 1 : 0xffff);
+  });
+  if (o.bias) {
+    unroll<P>([&](auto j) OCTAVO_INLINE {
+      const __m512 bias = _mm512_maskz_loadu_ps(mask[j], o.bias + column + j * kPanelColumns);
+      unroll<R>([&](auto i) OCTAVO_INLINE { acc[i][j] = _mm512_add_ps(acc[i][j], bias); });
+    });
+  }
+  if (o.residual) {
+    unroll<R>([&](auto i) OCTAVO_INLINE {
+      unroll<P>([&](auto j) OCTAVO_INLINE {
+        const float* residual = from + i * o.ldr + j * kPanelColumns;
+        acc[i][j] = _mm512_add_ps(acc[i][j], _mm512_maskz_loadu_ps(mask[j], residual));
+      });
+    });
+  }
+  if (n - column >= P * kPanelColumns) {
+    unroll<R>([&](auto i) OCTAVO_INLINE {
+      unroll<P>([&](auto j) OCTAVO_INLINE { _mm512_storeu_ps(to + i * o.ldo + j * kPanelColumns, acc[i][j]); });
+    });
+    return;
+  }
+  unroll<R>([&](auto i) OCTAVO_INLINE {
+    unroll<P>([&](auto j)
+                  OCTAVO_INLINE { _mm512_mask_storeu_ps(to + i * o.ldo + j * kPanelColumns, mask[j], acc[i][j]); });
+  });
 }
 
 // Calls f(Index<R>{}, Index<P>{}, first row, first panel, tile, tiles) for tiles of R <= Most rows by P panels: two at
