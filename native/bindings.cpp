@@ -7,9 +7,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
+#include <tuple>
 
 #include "executor.hpp"
 
@@ -162,86 +164,128 @@ void emit_linear(PyExecutor& self, std::optional<Slice> x, std::optional<Quantis
   PyExecutor::Use(self)->emit(std::move(op));
 }
 
-using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+// The arrays of a step, which may be changed in place between runs.
+class PyStep {
+ public:
+  PyStep(Array<std::int32_t> token_ids, Array<std::int32_t> positions, Array<std::int32_t> query_start_loc,
+         Array<std::int32_t> seq_lens, Table<std::int32_t> block_tables, Array<std::int64_t> slot_mapping,
+         Array<std::int32_t> logits_rows)
+      : step{span(token_ids),
+             span(positions),
+             span(query_start_loc),
+             span(seq_lens),
+             block_tables.data(),
+             static_cast<std::int64_t>(block_tables.shape(0)),
+             static_cast<std::int64_t>(block_tables.shape(1)),
+             span(slot_mapping),
+             span(logits_rows)},
+        arrays_(token_ids, positions, query_start_loc, seq_lens, block_tables, slot_mapping, logits_rows) {}
 
-Logits run(nb::handle_t<PyExecutor> handle, Array<std::int32_t> token_ids, Array<std::int32_t> positions,
-           Array<std::int32_t> query_start_loc, Array<std::int32_t> seq_lens, Table<std::int32_t> block_tables,
-           Array<std::int64_t> slot_mapping, Array<std::int32_t> logits_rows) {
-  const PyExecutor::Use use(nb::cast<PyExecutor&>(handle));
-  const Step step{span(token_ids),
-                  span(positions),
-                  span(query_start_loc),
-                  span(seq_lens),
-                  block_tables.data(),
-                  static_cast<std::int64_t>(block_tables.shape(0)),
-                  static_cast<std::int64_t>(block_tables.shape(1)),
-                  span(slot_mapping),
-                  span(logits_rows)};
-  const float* logits = nullptr;
-  {
-    const nb::gil_scoped_release release;
-    logits = use->run(step);
-  }
-  const Slice& slice = use->logits();
-  return Logits(const_cast<float*>(logits), {logits_rows.size(), static_cast<std::size_t>(slice.width)}, handle,
-                {slice.stride, 1});
+  const Step step;
+
+ private:
+  std::tuple<Array<std::int32_t>, Array<std::int32_t>, Array<std::int32_t>, Array<std::int32_t>, Table<std::int32_t>,
+             Array<std::int64_t>, Array<std::int32_t>>
+      arrays_;  // which the step looks at
+};
+
+void run(PyExecutor& self, const PyStep& step) {
+  const PyExecutor::Use use(self);
+  const nb::gil_scoped_release release;
+  use->run(step.step);
 }
 
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+// The logits rows of the step that was run last.
+Logits logits(nb::handle_t<PyExecutor> handle, const PyStep& step) {
+  const PyExecutor::Use use(nb::cast<PyExecutor&>(handle));
+  const Slice& slice = use->logits();
+  return Logits(const_cast<float*>(use->logits_data()),
+                {step.step.logits_rows.size(), static_cast<std::size_t>(slice.width)}, handle, {slice.stride, 1});
+}
+
+// The arrays of some choices, which may be changed in place between them.
+class PyChoices {
+ public:
+  PyChoices(Array<std::int32_t> rows, Array<float> temperature, Array<std::int32_t> top_k, Array<float> top_p,
+            Array<float> min_p, Array<std::uint64_t> seed, Array<std::uint32_t> branch, Array<std::uint32_t> position,
+            Array<std::int32_t> num_logprobs, Array<float> typical_p, Array<float> repetition_penalty,
+            Array<float> frequency_penalty, Array<float> presence_penalty, Array<std::int32_t> report_rows,
+            Array<std::int32_t> edit_choices, Array<std::int32_t> edit_tokens, Array<float> edit_values,
+            Array<std::int32_t> count_choices, Array<std::int32_t> count_tokens, Array<std::int32_t> counts,
+            Array<std::int32_t> allowed_choices, Array<std::int32_t> allowed_tokens)
+      : request{nullptr,
+                0,
+                0,
+                0,
+                span(rows),
+                span(temperature),
+                span(top_k),
+                span(top_p),
+                span(min_p),
+                span(seed),
+                span(branch),
+                span(position),
+                span(num_logprobs),
+                span(typical_p),
+                span(repetition_penalty),
+                span(frequency_penalty),
+                span(presence_penalty),
+                span(report_rows),
+                span(edit_choices),
+                span(edit_tokens),
+                span(edit_values),
+                span(count_choices),
+                span(count_tokens),
+                span(counts),
+                span(allowed_choices),
+                span(allowed_tokens)},
+        ids_{rows,          top_k,        num_logprobs, report_rows,     edit_choices,  edit_tokens,
+             count_choices, count_tokens, counts,       allowed_choices, allowed_tokens},
+        numbers_{temperature,      top_p,      min_p, typical_p, repetition_penalty, frequency_penalty,
+                 presence_penalty, edit_values},
+        keys_(seed, branch, position) {}
+
+  const ChoiceRequest request;  // but for the logits
+
+ private:
+  // Which the request looks at.
+  std::array<Array<std::int32_t>, 11> ids_;
+  std::array<Array<float>, 8> numbers_;
+  std::tuple<Array<std::uint64_t>, Array<std::uint32_t>, Array<std::uint32_t>> keys_;
+};
+
+// Token ids; and log-probabilities, ranks and the most probable tokens if anybody asks for them.
 nb::tuple choose(PyExecutor& self, nb::ndarray<const float, nb::ndim<2>, nb::device::cpu> logits,
-                 Array<std::int32_t> rows, Array<float> temperature, Array<std::int32_t> top_k, Array<float> top_p,
-                 Array<float> min_p, Array<std::uint64_t> seed, Array<std::uint32_t> branch,
-                 Array<std::uint32_t> position, Array<std::int32_t> num_logprobs, Array<float> typical_p,
-                 Array<float> repetition_penalty, Array<float> frequency_penalty, Array<float> presence_penalty,
-                 Array<std::int32_t> report_rows, Array<std::int32_t> edit_choices, Array<std::int32_t> edit_tokens,
-                 Array<float> edit_values, Array<std::int32_t> count_choices, Array<std::int32_t> count_tokens,
-                 Array<std::int32_t> counts, Array<std::int32_t> allowed_choices, Array<std::int32_t> allowed_tokens) {
+                 const PyChoices& choices) {
   const PyExecutor::Use use(self);
-  const auto vocab_size = static_cast<std::int64_t>(logits.shape(1));
-  if (logits.stride(1) != 1 && vocab_size > 1)
+  ChoiceRequest request = choices.request;
+  request.logits = logits.data();
+  request.num_rows = static_cast<std::int64_t>(logits.shape(0));
+  request.vocab_size = static_cast<std::int64_t>(logits.shape(1));
+  request.stride = logits.stride(0);
+  if (logits.stride(1) != 1 && request.vocab_size > 1)
     throw std::invalid_argument("logits must be contiguous along the vocabulary");
-  const ChoiceRequest request{logits.data(),
-                              static_cast<std::int64_t>(logits.shape(0)),
-                              vocab_size,
-                              logits.stride(0),
-                              span(rows),
-                              span(temperature),
-                              span(top_k),
-                              span(top_p),
-                              span(min_p),
-                              span(seed),
-                              span(branch),
-                              span(position),
-                              span(num_logprobs),
-                              span(typical_p),
-                              span(repetition_penalty),
-                              span(frequency_penalty),
-                              span(presence_penalty),
-                              span(report_rows),
-                              span(edit_choices),
-                              span(edit_tokens),
-                              span(edit_values),
-                              span(count_choices),
-                              span(count_tokens),
-                              span(counts),
-                              span(allowed_choices),
-                              span(allowed_tokens)};
-  check_choices(request);
-  const std::size_t n = rows.size();
-  std::int32_t width = 0;
+  const std::size_t n = request.rows.size();
+  std::int32_t width = -1;
   for (const std::int32_t k : request.num_logprobs) width = std::max(width, k);
-  if (width > vocab_size)
+  if (width > request.vocab_size)
     throw std::invalid_argument("num_logprobs=" + std::to_string(width) + " is more than the vocabulary has");
   auto token_ids = new_array<std::int32_t>({n});
+  const auto choose_into = [&](const ChoiceResult& result) {
+    const nb::gil_scoped_release release;
+    use->choose(request, result);
+  };
+  if (width < 0) {
+    choose_into({token_ids.data(), nullptr, nullptr, nullptr, nullptr, 0});
+    return nb::make_tuple(token_ids);
+  }
   auto logprobs = new_array<float>({n});
   auto ranks = new_array<std::int32_t>({n});
   auto top_ids = new_array<std::int32_t>({n, static_cast<std::size_t>(width)});
   auto top_logprobs = new_array<float>({n, static_cast<std::size_t>(width)});
-  const ChoiceResult result{token_ids.data(), logprobs.data(),     ranks.data(),
-                            top_ids.data(),   top_logprobs.data(), width};
-  {
-    const nb::gil_scoped_release release;
-    use->choose(request, result);
-  }
+  choose_into({token_ids.data(), logprobs.data(), ranks.data(), top_ids.data(), top_logprobs.data(), width});
   return nb::make_tuple(token_ids, logprobs, ranks, top_ids, top_logprobs);
 }
 
@@ -371,6 +415,24 @@ NB_MODULE(_native, m) {
       .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>(), "q"_a, "scale"_a,
            "sum"_a, "part_sum"_a, "width"_a, "logits"_a);
 
+  using Ids = Array<std::int32_t>;
+  using Numbers = Array<float>;
+  nb::class_<PyStep>(m, "Step").def(
+      nb::init<Ids, Ids, Ids, Ids, Table<std::int32_t>, Array<std::int64_t>, Ids>(), "token_ids"_a.noconvert(),
+      "positions"_a.noconvert(), "query_start_loc"_a.noconvert(), "seq_lens"_a.noconvert(),
+      "block_tables"_a.noconvert(), "slot_mapping"_a.noconvert(), "logits_rows"_a.noconvert());
+  nb::class_<PyChoices>(m, "Choices")
+      .def(nb::init<Ids, Numbers, Ids, Numbers, Numbers, Array<std::uint64_t>, Array<std::uint32_t>,
+                    Array<std::uint32_t>, Ids, Numbers, Numbers, Numbers, Numbers, Ids, Ids, Ids, Numbers, Ids, Ids,
+                    Ids, Ids, Ids>(),
+           "rows"_a.noconvert(), "temperature"_a.noconvert(), "top_k"_a.noconvert(), "top_p"_a.noconvert(),
+           "min_p"_a.noconvert(), "seed"_a.noconvert(), "branch"_a.noconvert(), "position"_a.noconvert(),
+           "num_logprobs"_a.noconvert(), "typical_p"_a.noconvert(), "repetition_penalty"_a.noconvert(),
+           "frequency_penalty"_a.noconvert(), "presence_penalty"_a.noconvert(), "report_rows"_a.noconvert(),
+           "edit_choices"_a.noconvert(), "edit_tokens"_a.noconvert(), "edit_values"_a.noconvert(),
+           "count_choices"_a.noconvert(), "count_tokens"_a.noconvert(), "counts"_a.noconvert(),
+           "allowed_choices"_a.noconvert(), "allowed_tokens"_a.noconvert());
+
   using OptionalSlice = std::optional<Slice>;
   using OptionalQuantised = std::optional<QuantisedSlice>;
   nb::class_<PyExecutor>(m, "Executor")
@@ -409,16 +471,9 @@ NB_MODULE(_native, m) {
             use->allocate_kv(num_blocks, fill_nan);
           },
           "num_blocks"_a, "fill_nan"_a)
-      .def("run", run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start_loc"_a.noconvert(),
-           "seq_lens"_a.noconvert(), "block_tables"_a.noconvert(), "slot_mapping"_a.noconvert(),
-           "logits_rows"_a.noconvert())
-      .def("choose", choose, "logits"_a.noconvert(), "rows"_a.noconvert(), "temperature"_a.noconvert(),
-           "top_k"_a.noconvert(), "top_p"_a.noconvert(), "min_p"_a.noconvert(), "seed"_a.noconvert(),
-           "branch"_a.noconvert(), "position"_a.noconvert(), "num_logprobs"_a.noconvert(), "typical_p"_a.noconvert(),
-           "repetition_penalty"_a.noconvert(), "frequency_penalty"_a.noconvert(), "presence_penalty"_a.noconvert(),
-           "report_rows"_a.noconvert(), "edit_choices"_a.noconvert(), "edit_tokens"_a.noconvert(),
-           "edit_values"_a.noconvert(), "count_choices"_a.noconvert(), "count_tokens"_a.noconvert(),
-           "counts"_a.noconvert(), "allowed_choices"_a.noconvert(), "allowed_tokens"_a.noconvert())
+      .def("run", run, "step"_a)
+      .def("logits", logits, "step"_a)
+      .def("choose", choose, "logits"_a.noconvert(), "choices"_a)
       .def("copy_blocks", copy_blocks, "pairs"_a.noconvert())
       .def("read_block", read_block, "block"_a)
       .def("write_block", write_block, "block"_a, "data"_a.noconvert())

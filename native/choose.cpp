@@ -393,10 +393,12 @@ void choose_one(const ChoiceRequest& request, std::int64_t index, const Elementw
   const std::int64_t n = request.vocab_size;
   const Workspace work = carve(scratch, n);
   result.token_ids[r] = -1;
-  result.logprobs[r] = std::numeric_limits<float>::quiet_NaN();
-  result.ranks[r] = 0;
-  std::fill_n(result.top_ids + index * result.width, result.width, -1);
-  std::fill_n(result.top_logprobs + index * result.width, result.width, std::numeric_limits<float>::quiet_NaN());
+  if (result.logprobs != nullptr) {
+    result.logprobs[r] = std::numeric_limits<float>::quiet_NaN();
+    result.ranks[r] = 0;
+    std::fill_n(result.top_ids + index * result.width, result.width, -1);
+    std::fill_n(result.top_logprobs + index * result.width, result.width, std::numeric_limits<float>::quiet_NaN());
+  }
 
   const float* row = request.logits + request.rows[r] * request.stride;
   const float* logits = adjust(request, index, row, kernels, work.adjusted);

@@ -31,7 +31,7 @@ struct ChoiceRequest {
 
 struct ChoiceResult {
   std::int32_t* token_ids;  // (R,)
-  float* logprobs;          // (R,)
+  float* logprobs;          // (R,), or null, like all that follow, if nobody asks for log-probabilities
   std::int32_t* ranks;      // (R,)
   std::int32_t* top_ids;    // (R, width)
   float* top_logprobs;      // (R, width)

@@ -150,8 +150,7 @@ AttentionPlan& Executor::plan(std::int64_t num_heads) const {
 
 const float* Executor::run(const Step& step) {
   check_step(step, {vocab_size_, options_.max_tokens, options_.max_logits_rows, options_.max_model_len, num_blocks_});
-  const auto* logits = reinterpret_cast<const float*>(arena_.data() + logits_.offset);
-  if (step.num_tokens() == 0) return logits;
+  if (step.num_tokens() == 0) return logits_data();
   step_ = &step;
   for (auto& [group, plan] : plans_) plan->prepare(step, group, prefix_sharing_);
   phases_.clear();
@@ -160,7 +159,7 @@ const float* Executor::run(const Step& step) {
   StepJob job(*this);
   pool_->run(job, phases_.size());
   if (profiling_) count_time(phases_.size() - 1);
-  return logits;
+  return logits_data();
 }
 
 void Executor::add_phases(std::size_t instruction) {

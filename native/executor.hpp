@@ -69,6 +69,7 @@ class Executor {
   std::int64_t num_blocks() const { return num_blocks_; }
   std::int64_t weight_bytes() const { return weight_bytes_; }
   const Slice& logits() const { return logits_; }
+  const float* logits_data() const { return reinterpret_cast<const float*>(arena_.data() + logits_.offset); }
 
  private:
   struct Matrix {

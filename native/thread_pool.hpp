@@ -51,9 +51,13 @@ class ThreadPool {
     return (unit - longer) % least * size() + more + (unit - longer) / least;
   }
 
-  // Calls f(i, thread_id) for i = 0 … count-1, each once, in any order, on all threads.
+  // Calls f(i, thread_id) for i = 0 … count-1, each once, in any order, on all threads; one alone on the caller's.
   template <class F>
   void for_each(std::int64_t count, F&& f) {
+    if (count == 1) {
+      f(std::int64_t{0}, 0);
+      return;
+    }
     struct Loop final : Job {
       std::int64_t count;
       F& f;

@@ -186,12 +186,14 @@ class Executable(ABC):
     def run(self, step: StepInput) -> Float32Array:
         """Logits (L, vocab_size), valid until the next call. KV writes are idempotent: a failed step can be rerun.
 
+        The contents of ``step``'s arrays may change between calls; a backend that knows it already need not look at it anew.
+
         Raises ``ValueError`` when an id or a position lies outside what was compiled or allocated.
         """
 
     @abstractmethod
     def choose(self, logits: Float32Array, batch: ChoiceBatch) -> Choices:
-        """Picks tokens from logits that ``run`` returned, by the rule of ``ChoiceBatch``."""
+        """Picks tokens from logits that ``run`` returned, by the rule of ``ChoiceBatch``; its arrays, too, may change between calls."""
 
     @abstractmethod
     def copy_blocks(self, pairs: Int32Array) -> None:

@@ -7,7 +7,7 @@ anything is touched), the instructions, the thread pool. Nothing is allocated th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -44,6 +44,7 @@ from octavo.backends.native.instructions import (
 from octavo.backends.native.lower import lower
 from octavo.backends.native.packed_cache import PackedCache, Region
 from octavo.backends.native.packed_layout import PackedLayout, plan_layout, source_type
+from octavo.backends.native.records import LastBatch, LastStep, native_choices, native_step, nothing_asked
 from octavo.config import KVDType
 from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
 from octavo.weights import dequantize
@@ -54,50 +55,6 @@ ISA_VARIABLE = "OCTAVO_ISA"
 
 RELEASE_FROM_BYTES = 256 << 20
 """Models whose pages in the file's map are given back while they are packed; smaller ones stay in the system's page cache."""
-
-_STEP_DTYPES = (
-    ("token_ids", np.int32, 1),
-    ("positions", np.int32, 1),
-    ("query_start_loc", np.int32, 1),
-    ("seq_lens", np.int32, 1),
-    ("block_tables", np.int32, 2),
-    ("slot_mapping", np.int64, 1),
-    ("logits_rows", np.int32, 1),
-)
-_CHOICE_DTYPES = (
-    ("rows", np.int32, 1),
-    ("temperature", np.float32, 1),
-    ("top_k", np.int32, 1),
-    ("top_p", np.float32, 1),
-    ("min_p", np.float32, 1),
-    ("seed", np.uint64, 1),
-    ("branch", np.uint32, 1),
-    ("position", np.uint32, 1),
-    ("num_logprobs", np.int32, 1),
-    ("typical_p", np.float32, 1),
-    ("repetition_penalty", np.float32, 1),
-    ("frequency_penalty", np.float32, 1),
-    ("presence_penalty", np.float32, 1),
-    ("report_rows", np.int32, 1),
-    ("edit_choices", np.int32, 1),
-    ("edit_tokens", np.int32, 1),
-    ("edit_values", np.float32, 1),
-    ("count_choices", np.int32, 1),
-    ("count_tokens", np.int32, 1),
-    ("counts", np.int32, 1),
-    ("allowed_choices", np.int32, 1),
-    ("allowed_tokens", np.int32, 1),
-)
-
-
-def _explain(record: object, dtypes: Sequence[tuple[str, Any, int]], error: TypeError) -> Exception:
-    """Says which array the native call refused; it takes them as they are or not at all."""
-    for name, dtype, ndim in dtypes:
-        array = getattr(record, name)
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim or not array.flags.c_contiguous:
-            got = f"{array.dtype} with {array.ndim} dimensions" if isinstance(array, np.ndarray) else type(array).__name__
-            return ValueError(f"{name} must be a C-contiguous {np.dtype(dtype).name} array with {ndim} dimensions, not {got}")
-    return error
 
 
 class NativeBackend(Backend):
@@ -145,6 +102,8 @@ class NativeExecutable(Executable):
         except BaseException:
             self._native.close()
             raise
+        self._last_step: LastStep | None = None
+        self._last_batch: LastBatch | None = None
         self._isa = str(self._native.isa)
         self._kv_block_bytes = int(self._native.block_bytes)
         self._weight_bytes = int(self._native.weight_bytes)
@@ -168,22 +127,23 @@ class NativeExecutable(Executable):
 
     def run(self, step: StepInput) -> Float32Array:
         """A view of native memory: rows are contiguous, but not each after the other."""
-        try:
-            logits: Float32Array = self._native.run(
-                step.token_ids, step.positions, step.query_start_loc, step.seq_lens, step.block_tables, step.slot_mapping, step.logits_rows
-            )  # fmt: skip
-        except TypeError as error:
-            raise _explain(step, _STEP_DTYPES, error) from None
-        return logits
+        if self._last_step is None or self._last_step.step is not step:
+            self._last_step = None
+            native = native_step(step)
+            self._native.run(native)
+            self._last_step = LastStep(step, native, self._native.logits(native))
+        else:
+            self._native.run(self._last_step.native)
+        return self._last_step.logits
 
     def choose(self, logits: Float32Array, batch: ChoiceBatch) -> Choices:
+        if self._last_batch is None or self._last_batch.batch is not batch:
+            self._last_batch = LastBatch(batch, native_choices(batch), nothing_asked(len(batch.rows)))
         try:
-            chosen = self._native.choose(logits, **{name: getattr(batch, name) for name, _, _ in _CHOICE_DTYPES})
-        except TypeError as error:
-            if logits.dtype != np.float32 or logits.ndim != 2:
-                raise ValueError(f"logits must be a float32 array with 2 dimensions, not {logits.dtype} with {logits.ndim}") from None
-            raise _explain(batch, _CHOICE_DTYPES, error) from None
-        return Choices(*chosen)
+            token_ids, *asked = self._native.choose(logits, self._last_batch.native)
+        except TypeError:
+            raise ValueError(f"logits must be a float32 array with 2 dimensions, not {logits.dtype} with {logits.ndim}") from None
+        return Choices(token_ids, *(asked or self._last_batch.nothing_asked))
 
     def copy_blocks(self, pairs: Int32Array) -> None:
         if pairs.ndim != 2 or pairs.shape[1] != 2:
@@ -213,6 +173,7 @@ class NativeExecutable(Executable):
         return seconds
 
     def close(self) -> None:
+        self._last_step = self._last_batch = None
         self._native.close()
 
 
