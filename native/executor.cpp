@@ -110,6 +110,7 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
     }
   }
   phases_.reserve(max_phases);
+  find_shares();
   scratch_floats_ = round_up(floats, 1024) + 16;
   scratch_ = MappedMemory(static_cast<std::size_t>(scratch_floats_ * pool_->size()) * sizeof(float));
 }

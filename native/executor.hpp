@@ -100,14 +100,15 @@ class Executor {
     std::int64_t first_unit = 0;
     std::int64_t units = 0;
     std::int64_t rows_per_unit = 1;
-    std::int64_t panels_per_unit = 1;
-    bool serial = false;  // so little work that sharing it out would cost more
+    std::int64_t panels_per_unit = 1;  // 0: all panels, in units as equal as can be
+    bool serial = false;               // so little work that sharing it out would cost more
   };
   Cut cut_rows(std::int64_t rows, std::int64_t floats_per_row) const;
   Cut cut(const EmbeddingOp& op) const;
   Cut cut(const RmsNormOp& op) const;
   Cut cut(const QuantizeOp& op) const;
   Cut cut(const LinearOp& op) const;
+  std::int64_t panels_of(const LinearOp& op) const;
   Cut cut(const RopeOp& op) const;
   Cut cut(const WriteKvOp& op) const;
   Cut cut(const AttentionOp& op) const;  // of the first wave
@@ -135,16 +136,21 @@ class Executor {
     void run(std::size_t phase, std::int64_t unit, int thread_id) override {
       executor.run_unit_of(phase, unit, thread_id);
     }
+    Ahead ahead(std::size_t phase, int thread_id) override { return executor.ahead(phase, thread_id); }
   };
   void add_phases(std::size_t instruction);
   std::int64_t start_phase(std::size_t index, int thread_id);
   void run_unit_of(std::size_t phase, std::int64_t unit, int thread_id);
   void count_time(std::size_t phase);
+  void find_shares();
+  Ahead ahead(std::size_t phase, int thread_id) const;
   void quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out);
   AttentionPlan& plan(std::int64_t num_heads) const;
 
   IsaFamily isa_;
   ExecutorOptions options_;
+  std::vector<std::vector<Stretch>> shares_;  // of each thread, in order; threads look at them as long as there are any
+  std::vector<std::size_t> first_share_;      // of each instruction
   std::unique_ptr<ThreadPool> pool_;
   std::vector<Matrix> matrices_;
   std::vector<std::vector<float>> vectors_;

@@ -8,14 +8,21 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kSerialFloats = 4096;  // instructions up to this size are done by one thread at the barrier
-constexpr std::int64_t kUnitFloats = 8192;    // of a row-wise instruction
-constexpr std::int64_t kUnitsPerThread = 8;   // of a linear layer, if it is large enough
-constexpr std::int64_t kMinUnitBytes = 8192;  // of weights
-constexpr std::int64_t kStripPanels = 2;      // panels that kernels take together
+constexpr std::int64_t kSerialFloats = 4096;       // instructions up to this size are done by one thread at the barrier
+constexpr std::int64_t kUnitFloats = 8192;         // of a row-wise instruction
+constexpr std::int64_t kUnitsPerThread = 8;        // of a linear layer, if it is large enough
+constexpr std::int64_t kMinUnitBytes = 8192;       // of weights
+constexpr std::int64_t kFewRows = 8;               // up to here reading weights is what takes the time, and units are
+constexpr std::int64_t kStreamBytes = 32 << 10;    // as long as this, or longer
+constexpr std::int64_t kAheadOfPhase = 384 << 10;  // of weights, that a waiting thread asks for: much of its own cache
+constexpr std::int64_t kAheadOfStep = 8 << 20;     // between two steps: of the shared cache
+constexpr std::int64_t kStripPanels = 2;           // panels that kernels take together
 constexpr std::int64_t kActivationBytes = 256 << 10;  // rows that stay in a core's own cache while panels pass
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// The first of `count` panels in part `part` of `parts` that are as equal as can be.
+std::int64_t part_begin(std::int64_t count, std::int64_t part, std::int64_t parts) { return count * part / parts; }
 
 template <class F>
 void for_unit_rows(std::int64_t total, std::int64_t per_unit, std::int64_t unit, F&& f) {
@@ -75,7 +82,21 @@ Executor::Cut Executor::cut(const LinearOp& op) const {
   cut.panels_per_unit = std::max(least, std::max(kStripPanels, panels / wanted / kStripPanels * kStripPanels));
   cut.units = ceil_div(panels, cut.panels_per_unit) * ceil_div(rows, cut.rows_per_unit);
   cut.serial = rows == 0;
+  if (rows > 0 && rows <= kFewRows) {
+    cut.rows_per_unit = rows;
+    cut.panels_per_unit = 0;
+    const std::int64_t pieces = bytes / pool_->size() / kStreamBytes;
+    cut.units = std::clamp<std::int64_t>(pieces, 1, kUnitsPerThread) * pool_->size();
+  }
   return cut;
+}
+
+std::int64_t Executor::panels_of(const LinearOp& op) const {
+  std::int64_t panels = 0;
+  for (const LinearPart& part : op.parts) {
+    panels += num_panels(matrices_[static_cast<std::size_t>(part.matrix)].packed);
+  }
+  return panels;
 }
 
 void Executor::quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows,
@@ -117,6 +138,11 @@ void Executor::run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, f
   const std::int64_t m = std::min(cut.rows_per_unit, rows - first_row);
   std::int64_t begin = unit / row_blocks * cut.panels_per_unit;  // panels, counted through all parts
   std::int64_t end = begin + cut.panels_per_unit;
+  if (cut.panels_per_unit == 0) {
+    const std::int64_t panels = panels_of(op);
+    begin = part_begin(panels, unit, cut.units);
+    end = part_begin(panels, unit + 1, cut.units);
+  }
   std::int64_t column = 0;
   for (const LinearPart& part : op.parts) {
     const PackedMatrix& w = matrices_[static_cast<std::size_t>(part.matrix)].packed;
@@ -148,6 +174,39 @@ void Executor::run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, f
     end -= panels;
     column += w.n;
   }
+}
+
+// Where each thread's shares of the weights are, linear layer after linear layer, when rows are few.
+void Executor::find_shares() {
+  const std::int64_t threads = pool_->size();
+  shares_.assign(static_cast<std::size_t>(threads), {});
+  first_share_.assign(instructions_.size() + 1, 0);
+  for (std::size_t i = 0; i < instructions_.size(); ++i) {
+    const auto* op = std::get_if<LinearOp>(&instructions_[i]);
+    first_share_[i + 1] = first_share_[i] + (op == nullptr ? 0 : op->parts.size());
+    if (op == nullptr) continue;
+    const std::int64_t panels = panels_of(*op);
+    for (std::int64_t t = 0; t < threads; ++t) {
+      std::int64_t begin = part_begin(panels, t, threads), end = part_begin(panels, t + 1, threads);
+      for (const LinearPart& part : op->parts) {
+        const PackedMatrix& w = matrices_[static_cast<std::size_t>(part.matrix)].packed;
+        const std::int64_t first = std::clamp<std::int64_t>(begin, 0, num_panels(w));
+        const std::int64_t last = std::clamp<std::int64_t>(end, 0, num_panels(w));
+        const std::int64_t bytes = panel_bytes(w.format, w.k);
+        shares_[static_cast<std::size_t>(t)].push_back({w.data + first * bytes, (last - first) * bytes});
+        begin -= num_panels(w);
+        end -= num_panels(w);
+      }
+    }
+  }
+}
+
+Ahead Executor::ahead(std::size_t phase, int thread_id) const {
+  if (step_->num_tokens() > kFewRows) return {};
+  const std::span<const Stretch> shares(shares_[static_cast<std::size_t>(thread_id)]);
+  const std::size_t first = first_share_[phases_[phase].instruction + 1];
+  if (first == shares.size()) return {shares, kAheadOfStep};
+  return {shares.subspan(first), kAheadOfPhase};
 }
 
 void Executor::run_unit(const RopeOp& op, const Cut& cut, std::int64_t unit, float*) {

@@ -9,28 +9,39 @@
 namespace octavo {
 namespace {
 
+constexpr std::int64_t kSpinNs = 50'000;
+constexpr std::int64_t kLine = 64;
+constexpr std::int64_t kLinesAtOnce = 8;  // that a waiting thread asks for between two looks at the ticket
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
 }
 
-// Spins for at most `nanoseconds` while `word` holds `value`, then sleeps until it changes.
-void wait_while(const std::atomic<std::uint32_t>& word, std::uint32_t value, std::int64_t nanoseconds) {
-  const auto changed = [&] { return word.load(std::memory_order_acquire) != value; };
-  for (int i = 0; i < 64; ++i, relax()) {
-    if (changed()) return;
-  }
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(nanoseconds);
-  do {
-    for (int i = 0; i < 32; ++i, relax()) {
-      if (changed()) return;
-    }
-  } while (std::chrono::steady_clock::now() < deadline);
-  word.wait(value, std::memory_order_acquire);
+}  // namespace
+
+void ThreadPool::Fetcher::aim(const Ahead& ahead) {
+  if (ahead.stretches.empty() || ahead.stretches.data() == begin_) return;
+  begin_ = at_ = ahead.stretches.data();
+  end_ = begin_ + ahead.stretches.size();
+  offset_ = 0;
+  bytes_ = ahead.bytes;
 }
 
-}  // namespace
+bool ThreadPool::Fetcher::fetch_some() {
+  for (std::int64_t i = 0; i < kLinesAtOnce; ++i) {
+    while (at_ != end_ && offset_ >= at_->bytes) {
+      ++at_;
+      offset_ = 0;
+    }
+    if (at_ == end_ || bytes_ <= 0) return false;
+    __builtin_prefetch(at_->data + offset_, 0, 2);  // into the second level: the first is small
+    offset_ += kLine;
+    bytes_ -= kLine;
+  }
+  return true;
+}
 
 ThreadPool::ThreadPool(int num_threads)
     : size_(num_threads), ranges_(std::make_unique<ThreadRange[]>(static_cast<std::size_t>(num_threads))) {
@@ -46,9 +57,8 @@ ThreadPool::ThreadPool(int num_threads)
 ThreadPool::~ThreadPool() { stop(); }
 
 void ThreadPool::stop() {
-  stop_.store(true, std::memory_order_release);
-  signal_.fetch_add(1, std::memory_order_release);
-  signal_.notify_all();
+  stop_.store(true);
+  wake_all();
   for (auto& thread : threads_) thread.join();
 }
 
@@ -62,10 +72,11 @@ void ThreadPool::run(Job& job, std::size_t num_phases) {
     ranges_[static_cast<std::size_t>(i)].left.store({sequence, 0, 0}, std::memory_order_relaxed);
   }
   begin_phase(0, sequence, 0);
+  Fetcher fetcher;
   for (;;) {
-    const Ticket ticket = take_all(ticket_.load(std::memory_order_acquire), 0);
+    const Ticket ticket = take_all(ticket_.load(std::memory_order_acquire), 0, fetcher);
     if (over_.load(std::memory_order_relaxed) == ticket.sequence) break;
-    wait_while(signal_, ticket.sequence, kSpinNs);
+    wait_beyond(ticket.sequence, fetcher);
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
@@ -88,9 +99,12 @@ void ThreadPool::begin_phase(std::size_t phase, std::uint32_t sequence, int thre
   const Portions portions(static_cast<std::uint32_t>(units > 0 ? units : 0));
   unfinished_.store(portions.count, std::memory_order_relaxed);
   if (portions.count == 0) over_.store(sequence + 1, std::memory_order_relaxed);
-  ticket_.store(Ticket{sequence + 1, portions.units}, std::memory_order_release);
-  // From here on another thread may be ahead of this one, or even in the next job: hence an increment, which commutes.
-  signal_.fetch_add(1, std::memory_order_release);
+  ticket_.store(Ticket{sequence + 1, portions.units});
+  if (sleepers_.load() != 0) wake_all();
+}
+
+void ThreadPool::wake_all() {
+  signal_.fetch_add(1);
   signal_.notify_all();
 }
 
@@ -163,14 +177,42 @@ std::uint32_t ThreadPool::run_range(Ticket ticket, int thread_id) {
 }
 
 // Runs units, of whatever phase is running, until nobody has any left; returns the ticket of the phase then.
-ThreadPool::Ticket ThreadPool::take_all(Ticket ticket, int thread_id) {
+ThreadPool::Ticket ThreadPool::take_all(Ticket ticket, int thread_id, Fetcher& fetcher) {
   while (const std::uint32_t done = run_range(ticket, thread_id)) {
+    fetcher.aim(job_->ahead(phase_, thread_id));
     if (unfinished_.fetch_sub(done, std::memory_order_acq_rel) == done) {
       begin_phase(phase_ + 1, ticket.sequence, thread_id);
     }
     ticket = ticket_.load(std::memory_order_acquire);
   }
   return ticket;
+}
+
+// Fetches what is ahead and spins for a while, then sleeps, until the ticket's sequence is another.
+void ThreadPool::wait_beyond(std::uint32_t sequence, Fetcher& fetcher) {
+  const auto changed = [&] {
+    return ticket_.load(std::memory_order_acquire).sequence != sequence || stop_.load(std::memory_order_relaxed);
+  };
+  do {
+    if (changed()) return;
+  } while (fetcher.fetch_some());
+  for (int i = 0; i < 64; ++i, relax()) {
+    if (changed()) return;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(kSpinNs);
+  do {
+    for (int i = 0; i < 32; ++i, relax()) {
+      if (changed()) return;
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  // Either the new ticket is seen here, or who writes it sees a sleeper.
+  sleepers_.fetch_add(1);
+  for (;;) {
+    const std::uint32_t signal = signal_.load();
+    if (ticket_.load().sequence != sequence || stop_.load()) break;
+    signal_.wait(signal);
+  }
+  sleepers_.fetch_sub(1);
 }
 
 void ThreadPool::keep_error() noexcept {
@@ -180,9 +222,10 @@ void ThreadPool::keep_error() noexcept {
 }
 
 void ThreadPool::work(int thread_id) {
+  Fetcher fetcher;
   while (!stop_.load(std::memory_order_acquire)) {
-    const Ticket ticket = take_all(ticket_.load(std::memory_order_acquire), thread_id);
-    if (!stop_.load(std::memory_order_acquire)) wait_while(signal_, ticket.sequence, kSpinNs);
+    const Ticket ticket = take_all(ticket_.load(std::memory_order_acquire), thread_id, fetcher);
+    wait_beyond(ticket.sequence, fetcher);
   }
 }
 

@@ -4,18 +4,32 @@
 // next is known; who has none left takes half of what is left of another's range. Nobody waits for *threads*: a phase
 // is over when its units are done, whoever did them, and who finishes the last one starts the next phase at once. So a
 // thread that the system has put aside (a server and a tokeniser share the same cores) holds the others up only if it
-// holds a unit; a barrier would wait for it at every phase. Threads that find nothing to take spin briefly and then
-// sleep in the kernel.
+// holds a unit; a barrier would wait for it at every phase. Threads that find nothing to take fetch what they will read
+// next into their caches, spin briefly and then sleep in the kernel.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
 namespace octavo {
+
+// A stretch of memory that a thread is going to read.
+struct Stretch {
+  const std::uint8_t* data;
+  std::int64_t bytes;
+};
+
+// The first `bytes` of stretches that follow one another. The array lives as long as the pool that it is given to; what
+// it points to is never read, only fetched into caches.
+struct Ahead {
+  std::span<const Stretch> stretches;
+  std::int64_t bytes = 0;
+};
 
 class ThreadPool {
  public:
@@ -25,6 +39,8 @@ class ThreadPool {
     // is nothing (left) to do. What it does itself is seen by all units.
     virtual std::int64_t start(std::size_t phase, int thread_id) = 0;
     virtual void run(std::size_t phase, std::int64_t unit, int thread_id) = 0;
+    // What a thread that finds no more units in this phase will probably read in later ones; nothing if unknown.
+    virtual Ahead ahead(std::size_t, int) { return {}; }
 
    protected:
     ~Job() = default;
@@ -89,14 +105,28 @@ class ThreadPool {
     std::atomic<Range> left{Range{0, 0, 0}};
   };
   static_assert(std::atomic<Ticket>::is_always_lock_free && std::atomic<Range>::is_always_lock_free);
-  static constexpr std::int64_t kSpinNs = 50'000;
+
+  // How far a waiting thread has come with fetching what is ahead of it.
+  class Fetcher {
+   public:
+    void aim(const Ahead& ahead);
+    bool fetch_some();  // false if there is nothing left to fetch
+
+   private:
+    const Stretch* begin_ = nullptr;
+    const Stretch* at_ = nullptr;
+    const Stretch* end_ = nullptr;
+    std::int64_t offset_ = 0, bytes_ = 0;
+  };
 
   Range now_left(Range word, int thread_id, Ticket ticket, const Portions& portions) const;
   bool take_first(int thread_id, Ticket ticket, const Portions& portions, std::uint32_t& portion);
   bool take_half(int from, int thread_id, Ticket ticket, const Portions& portions);
   std::uint32_t run_range(Ticket ticket, int thread_id);
-  Ticket take_all(Ticket ticket, int thread_id);
+  Ticket take_all(Ticket ticket, int thread_id, Fetcher& fetcher);
   void begin_phase(std::size_t phase, std::uint32_t sequence, int thread_id);
+  void wait_beyond(std::uint32_t sequence, Fetcher& fetcher);
+  void wake_all();
   void keep_error() noexcept;
   void work(int thread_id);
   void stop();
@@ -106,18 +136,20 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   std::mutex error_mutex_;
   std::exception_ptr error_;
-  std::atomic<bool> failed_{false};
 
-  // The phase that is running. Who holds a portion of it may read these: they change only when all units are done.
+  // What waiting threads look at, and what they need to begin, in one cache line. But for the ticket these change only
+  // when all units are done: who holds a portion of the phase may read them.
+  alignas(64) std::atomic<Ticket> ticket_{Ticket{0, 0}};
   Job* job_ = nullptr;
   std::size_t num_phases_ = 0;
   std::size_t phase_ = 0;
   std::atomic<std::uint32_t> over_{0};  // the sequence at which the job is over
+  std::atomic<bool> failed_{false};
 
-  std::unique_ptr<ThreadRange[]> ranges_;  // of each thread
-  alignas(64) std::atomic<Ticket> ticket_{Ticket{0, 0}};
+  alignas(64) std::unique_ptr<ThreadRange[]> ranges_;     // of each thread
   alignas(64) std::atomic<std::uint32_t> unfinished_{0};  // portions
-  alignas(64) std::atomic<std::uint32_t> signal_{0};      // counts phases like the ticket does, to sleep on
+  alignas(64) std::atomic<std::uint32_t> sleepers_{0};
+  std::atomic<std::uint32_t> signal_{0};  // changes when sleepers are to look at the ticket again
 };
 
 }  // namespace octavo

@@ -27,6 +27,8 @@ struct Phases final : ThreadPool::Job {
   std::atomic<int> wrong{0};
   std::size_t started = 0;  // by one thread at a time, so not atomic
   int pause_every;
+  static inline const std::vector<std::uint8_t> memory = std::vector<std::uint8_t>(1000);
+  static inline const std::vector<Stretch> stretches{{memory.data(), 700}, {nullptr, 0}, {memory.data() + 700, 300}};
 
   Phases(std::size_t count, int pause) : pause_every(pause) {
     std::mt19937 random(static_cast<unsigned>(count));
@@ -41,6 +43,10 @@ struct Phases final : ThreadPool::Job {
     check_done(phase);
     done[phase][static_cast<std::size_t>(unit)].fetch_add(1, std::memory_order_relaxed);
     if (pause_every != 0 && unit % pause_every == 0) std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  Ahead ahead(std::size_t phase, int) override {
+    if (phase + 1 != started) wrong.fetch_add(1);
+    return {std::span(stretches).subspan(phase % 3), 900};
   }
   void check_done(std::size_t phase) {
     if (phase == 0) return;
