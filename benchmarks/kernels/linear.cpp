@@ -5,10 +5,10 @@
 // time, which other work on the machine disturbs less.
 //
 //   cd native && mkdir -p /tmp/bench_linear && cd /tmp/bench_linear && N=$OLDPWD
-//   F="-O3 -std=c++20 -ffp-contract=off -pthread -I$N"
+//   F="-O3 -std=c++20 -ffp-contract=off -mprfchw -pthread -I$N"
 //   V="-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
-//   for f in $N/kernels/avx2/linear*.cpp; do g++ $F -mavx2 -mfma -mf16c -c $f -o 2_$(basename $f).o; done
-//   for f in $N/kernels/avx512/linear*.cpp; do g++ $F -mfma -mf16c $V -c $f -o 512_$(basename $f).o; done
+//   for f in $N/kernels/avx2/{linear*,quantize}.cpp; do g++ $F -mavx2 -mfma -mf16c -c $f -o 2_$(basename $f).o; done
+//   for f in $N/kernels/avx512/{linear*,quantize}.cpp; do g++ $F -mfma -mf16c $V -c $f -o 512_$(basename $f).o; done
 //   g++ $F -DOCTAVO_HAVE_AVX512 $N/../benchmarks/kernels/linear.cpp *.o -o bench_linear
 //   ./bench_linear [--isa avx2|avx512] [--threads 2] [--format int4k] [--rows 1,8,64] [--seconds 0.5] [--padding 0]
 #include <immintrin.h>
