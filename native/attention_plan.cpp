@@ -157,7 +157,7 @@ bool AttentionPlan::share_run(const SharedPrefixes::Run& run, std::int64_t group
 
 void AttentionPlan::add_items(std::int32_t index, std::int64_t group, bool split) {
   Tile& tile = tiles_[static_cast<std::size_t>(index)];
-  const std::int64_t rows = tile.num_positions * group, keys = tile.first_position + tile.num_positions;
+  const std::int64_t rows = tile.num_positions * group, keys = tile.num_keys();
   const std::int32_t wave = tile.num_carried > 0 ? num_waves_ - 1 : 0;
   const std::int64_t splits = tile.num_splits();
   const auto first_split = static_cast<std::int32_t>(tile.num_carried / kSplit);
@@ -178,9 +178,27 @@ void AttentionPlan::add_items(std::int32_t index, std::int64_t group, bool split
   }
 }
 
-void AttentionPlan::run(std::int64_t index, const AttentionKernels& kernels, const AttentionCall& call,
-                        float* scratch) {
+// Items are dealt to threads like cards: a thread's next one is as many further as there are threads.
+KeysAhead AttentionPlan::keys_ahead(std::int64_t index) const {
+  const std::int64_t next = index + num_threads_;
   const Item& item = items_[static_cast<std::size_t>(index)];
+  if (next >= static_cast<std::int64_t>(items_.size())) return {};
+  const Item& later = items_[static_cast<std::size_t>(next)];
+  if (later.wave != item.wave) return {};
+  if (later.chunk >= 0) {
+    const Chunk& chunk = chunks_[static_cast<std::size_t>(later.chunk)];
+    const Token& token = tokens_[static_cast<std::size_t>(chunk.first_token)];
+    return {tiles_[static_cast<std::size_t>(token.tile)].block_table, chunk.begin, chunk.end, later.kv_head};
+  }
+  const Tile& tile = tiles_[static_cast<std::size_t>(later.tile)];
+  const std::int64_t begin = std::max(later.split < 0 ? 0 : later.split * kSplit, tile.num_carried);
+  const std::int64_t end = later.split < 0 ? tile.num_keys() : std::min(tile.num_keys(), (later.split + 1) * kSplit);
+  return {tile.block_table, begin, end, later.kv_head};
+}
+
+void AttentionPlan::run(std::int64_t index, const AttentionKernels& kernels, AttentionCall call, float* scratch) {
+  const Item& item = items_[static_cast<std::size_t>(index)];
+  call.ahead = keys_ahead(index);
   if (item.chunk >= 0) {
     return run_chunk(chunks_[static_cast<std::size_t>(item.chunk)], item.kv_head, kernels, call, scratch);
   }

@@ -32,7 +32,8 @@ class AttentionPlan {
   std::int64_t wave_begin(std::int32_t wave) const { return wave_begin_[wave]; }
   std::int64_t wave_end(std::int32_t wave) const { return wave_begin_[wave + 1]; }
 
-  void run(std::int64_t item, const AttentionKernels& kernels, const AttentionCall& call, float* scratch);
+  // `call` but for what comes after the item.
+  void run(std::int64_t item, const AttentionKernels& kernels, AttentionCall call, float* scratch);
 
  private:
   struct Tile : AttentionTile {
@@ -60,6 +61,7 @@ class AttentionPlan {
   void add_items(std::int32_t tile, std::int64_t group, bool split);
   bool take_states(Tile& tile, std::int64_t num_states, std::int64_t group);
   std::int64_t floats_of(const Tile& tile, std::int64_t num_states, std::int64_t group) const;
+  KeysAhead keys_ahead(std::int64_t item) const;
   void run_chunk(const Chunk& chunk, std::int64_t kv_head, const AttentionKernels& kernels, const AttentionCall& call,
                  float* scratch) const;
 

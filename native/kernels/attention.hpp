@@ -44,7 +44,15 @@ struct RopeTable {
   const float* row(std::int64_t position) const { return rows + position * rotary_dim; }
 };
 
-// One layer's attention in one step: what all of its tiles share.
+// Keys of one KV head that a thread will probably read when it is done with a tile, so that they can be on their way: a
+// guess that changes no result.
+struct KeysAhead {
+  const std::int32_t* block_table = nullptr;  // null: nothing
+  std::int64_t begin = 0, end = 0;            // begin is a partition's
+  std::int64_t kv_head = 0;
+};
+
+// One layer's attention in one step: what all of its tiles share, and what comes after the one at hand.
 struct AttentionCall {
   const float* q;  // (T, num_heads · head_dim), row stride ldq
   std::int64_t ldq;
@@ -56,6 +64,7 @@ struct AttentionCall {
   float scale;
   KvType kv_type;
   const RopeTable* rope;  // rotates q on the way in, or null
+  KeysAhead ahead;
 };
 
 // Consecutive tokens of one sequence.
@@ -66,7 +75,8 @@ struct AttentionTile {
   std::int64_t num_positions;
   std::int64_t num_carried = 0;  // first keys, whole partitions, that the tile's states hold already; its rows see more
 
-  std::int64_t num_splits() const { return (first_position + num_positions - 1) / kSplit + 1; }
+  std::int64_t num_keys() const { return first_position + num_positions; }
+  std::int64_t num_splits() const { return (num_keys() - 1) / kSplit + 1; }
 };
 
 // A token of a shared tile, and the state of its rows in the split that the tile is in, as its own tile keeps it.

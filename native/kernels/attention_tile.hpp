@@ -8,8 +8,11 @@
 // What K and V are converted from is converted at each load: a partition in fp32 would fill L1, and that costs more.
 //
 // `S` is an ISA family's vectors: Vec, kLanes, kRegisters, kRows (rows held in registers), kScoreBlocks<Rows>,
-// kColumnVectors<Rows>, kAhead<Element> (blocks between the one that is read and the one that is fetched) and the
-// operations. head_dim is a multiple of kLanes.
+// kColumnVectors<Rows> and the operations. head_dim is a multiple of kLanes.
+//
+// Blocks lie anywhere in memory, and what is not fetched before it is read comes at a fraction of the bandwidth. So
+// each line of K and V that is read fetches the line at the same place four blocks later, be it another tile's: an even
+// stream, far enough ahead, that an L1 cache of 32 KiB holds beside what is being read. Scores fetch K, outputs V.
 #pragma once
 #include "attention.hpp"
 #include "avx2/math.hpp"
@@ -23,25 +26,29 @@ constexpr int kMaxRegisterRows = 12;
 constexpr int kPartitionBlocks = kPartition / kBlockSize;
 constexpr float kInfinity = __builtin_inff();
 
+constexpr int kLine = 64;  // bytes of a cache line
+
 template <class Element>
 constexpr bool kScaled = sizeof(Element) == 1;
 
-// One partition's K and V as seen by a KV head: the start of each block's part, and what to fetch meanwhile.
+OCTAVO_INLINE inline void fetch(const void* line) { _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0); }
+
+// One partition's K and V as seen by a KV head: the start of each block's part, and what to fetch meanwhile: the
+// blocks that are read after as many others as a partition has, or these again if none are.
 template <class Element>
 struct Partition {
   const Element* k[kPartitionBlocks];     // [head_dim][16]
   const Element* v[kPartitionBlocks];     // [16][head_dim]
-  const char* next[kPartitionBlocks];     // parts of later blocks
+  const Element* next[kPartitionBlocks];  // parts of the blocks to fetch: K, then V, then scales
   const float* scales[kPartitionBlocks];  // of K [16], then of V [16]; null if the elements have none
 };
 
 // scores[r][16 b + lane] = Σ_d q[d][r] · k[b][d][lane] for Blocks blocks; q has kRows columns.
 template <class S, int Rows, int Blocks, bool Prefetch, class Element>
 OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, const Element* const* k,
-                                       const char* const* next, const float* const* scales, float* scores) {
-  constexpr int kVectors = kBlockSize / S::kLanes;      // of a block
-  constexpr int kLines = sizeof(Element) == 4 ? 2 : 1;  // cache lines of K and V to fetch per step of d, or of kEvery
-  constexpr int kEvery = sizeof(Element) == 1 ? 2 : 1;
+                                       const Element* const* next, const float* const* scales, float* scores) {
+  constexpr int kVectors = kBlockSize / S::kLanes;                     // of a block
+  constexpr int kEvery = kLine / (kBlockSize * int{sizeof(Element)});  // steps of d in a cache line of K
   // All keys of a step in registers beside the sums, if they fit; otherwise block by block.
   constexpr int kTogether = (Rows + 1) * Blocks * kVectors < S::kRegisters ? Blocks : 1;
   typename S::Vec sum[Rows][Blocks * kVectors];
@@ -64,9 +71,7 @@ OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, co
   };
   for (std::int64_t d = 0; d < head_dim; d += kEvery) {
     if constexpr (Prefetch) {
-      unroll<Blocks * kLines>([&](auto i) OCTAVO_INLINE {
-        _mm_prefetch(next[i / kLines] + (d / kEvery * kLines + i % kLines) * 64, _MM_HINT_T0);
-      });
+      unroll<Blocks>([&](auto b) OCTAVO_INLINE { fetch(next[b] + d * kBlockSize); });
     }
     unroll<kEvery>([&](auto i) OCTAVO_INLINE { step(d + i); });
   }
@@ -74,7 +79,7 @@ OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, co
     if constexpr (kScaled<Element>) {
       constexpr int kBlock = j / kVectors, kLane = j % kVectors * S::kLanes;
       if constexpr (Prefetch && kLane == 0) {
-        unroll<2>([&](auto i) OCTAVO_INLINE { _mm_prefetch(next[kBlock] + 32 * head_dim + 64 * i, _MM_HINT_T0); });
+        unroll<2>([&](auto i) OCTAVO_INLINE { fetch(next[kBlock] + 2 * kBlockSize * head_dim + kLine * i); });
       }
       const typename S::Vec scale = S::load(scales[kBlock] + kLane);
       unroll<Rows>([&](auto r) OCTAVO_INLINE { sum[r][j] = S::mul(sum[r][j], scale); });
@@ -83,10 +88,13 @@ OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, co
   });
 }
 
-// output[r][c …] += Σ_t p[r][t] · v[t][c …] for t in begin … end-1, in order, on Vectors vectors of columns.
-template <class S, int Rows, int Vectors, class Element>
-OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* const* v, std::int64_t begin,
-                                             std::int64_t end, std::int64_t head_dim, float* output) {
+// output[r][c …] += Σ_t p[r][t] · v[t][c …] for t in begin … end-1, in order, on Vectors vectors of columns. `next`
+// is what to fetch, block by block.
+template <class S, int Rows, int Vectors, bool Prefetch, class Element>
+OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* const* v, const Element* const* next,
+                                             std::int64_t begin, std::int64_t end, std::int64_t head_dim,
+                                             float* output) {
+  constexpr int kBytes = Vectors * S::kLanes * int{sizeof(Element)};  // of a row
   typename S::Vec sum[Rows][Vectors];
   unroll<Rows>([&](auto r) OCTAVO_INLINE {
     unroll<Vectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::load(output + r * head_dim + j * S::kLanes); });
@@ -97,6 +105,11 @@ OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* cons
     const std::int64_t stop = first + kBlockSize < end ? first + kBlockSize : end;
     for (; t < stop; ++t) {
       const Element* row = block + (t - first) * head_dim;
+      if constexpr (Prefetch) {
+        const Element* later = next[t / kBlockSize] + (t - first) * head_dim;
+        unroll<(kBytes + kLine - 1) / kLine>([&](auto i)
+                                                 OCTAVO_INLINE { fetch(later + i * (kLine / int{sizeof(Element)})); });
+      }
       if constexpr (Rows <= 3) {  // whichever of the two needs fewer registers
         typename S::Vec weight[Rows];
         unroll<Rows>([&](auto r) OCTAVO_INLINE { weight[r] = S::broadcast(p[r * kPartition + t]); });
@@ -119,22 +132,26 @@ OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* cons
   });
 }
 
-template <class S, int Rows, class Element>
-inline void accumulate(const float* p, const Element* const* v, std::int64_t begin, std::int64_t end,
+template <class S, int Rows, bool Prefetch, class Element>
+inline void accumulate(const float* p, const Partition<Element>& kv, std::int64_t begin, std::int64_t end,
                        std::int64_t head_dim, float* output) {
   constexpr int kVectors = S::template kColumnVectors<Rows>;
   const Element* column[kPartitionBlocks];
+  const Element* next[kPartitionBlocks];
   std::int64_t c = 0;
   const auto move = [&] {
-    for (int b = 0; b < kPartitionBlocks; ++b) column[b] = v[b] + c;
+    for (int b = 0; b < kPartitionBlocks; ++b) {
+      column[b] = kv.v[b] + c;
+      next[b] = kv.next[b] + kBlockSize * head_dim + c;
+    }
   };
   for (; c + S::kLanes * kVectors <= head_dim; c += S::kLanes * kVectors) {
     move();
-    accumulate_columns<S, Rows, kVectors>(p, column, begin, end, head_dim, output + c);
+    accumulate_columns<S, Rows, kVectors, Prefetch>(p, column, next, begin, end, head_dim, output + c);
   }
   for (; c < head_dim; c += S::kLanes) {
     move();
-    accumulate_columns<S, Rows, 1>(p, column, begin, end, head_dim, output + c);
+    accumulate_columns<S, Rows, 1, Prefetch>(p, column, next, begin, end, head_dim, output + c);
   }
 }
 
@@ -218,11 +235,11 @@ template <class S, int Rows, bool Prefetch, class Element>
     rows.sum[r] = rows.sum[r] * factors[r] + sum;
   }
   const std::int64_t common = least > 0 ? least : 0;
-  if (common > 0) accumulate<S, Rows>(scores, kv.v, 0, common, head_dim, rows.output);
+  if (common > 0) accumulate<S, Rows, Prefetch>(scores, kv, 0, common, head_dim, rows.output);
   if (most == common) return;
   for (int r = 0; r < Rows; ++r) {
     if (rows.visible[r] <= common) continue;
-    accumulate<S, 1>(scores + r * kPartition, kv.v, common, rows.visible[r], head_dim, rows.output + r * head_dim);
+    accumulate<S, 1, false>(scores + r * kPartition, kv, common, rows.visible[r], head_dim, rows.output + r * head_dim);
   }
 }
 
@@ -276,27 +293,32 @@ void reset(const Rows& rows, const State& state) {
   for (std::int64_t r = 0; r < rows.count; ++r) state.max[r] = -kInfinity, state.sum[r] = 0.0f;
 }
 
-// Brings a state forward by keys begin … end-1; begin is a partition's.
+// Brings a state forward by keys begin … end-1; begin is a partition's. `last`: the last key that this thread goes on
+// to before it turns to call.ahead.
 template <class S, class Element>
 void walk_keys(const AttentionCall& call, const std::int32_t* block_table, std::int64_t kv_head, std::int64_t begin,
-               std::int64_t end, const Rows& rows, const State& state) {
-  const std::int64_t head_dim = rows.head_dim, part = kBlockSize * head_dim;
-  const std::int64_t last_block = (end - 1) / kBlockSize;
-  const std::uint8_t* head = call.kv + kv_head * kv_head_bytes(call.kv_type, head_dim);
-  const auto block_part = [&](std::int64_t block) {
-    return reinterpret_cast<const Element*>(head + block_table[block] * call.block_bytes);
+               std::int64_t end, std::int64_t last, const Rows& rows, const State& state) {
+  const std::int64_t part = kBlockSize * rows.head_dim, head_bytes = kv_head_bytes(call.kv_type, rows.head_dim);
+  const auto part_of = [&](const std::int32_t* table, std::int64_t block, std::int64_t head) {
+    return reinterpret_cast<const Element*>(call.kv + table[block] * call.block_bytes + head * head_bytes);
   };
+  const std::int64_t end_block = (end - 1) / kBlockSize, last_block = last / kBlockSize;
+  const KeysAhead& ahead = call.ahead;
   for (std::int64_t base = begin; base < end; base += kPartition) {
     Partition<Element> kv;
-    const std::int64_t first_block = base / kBlockSize;
-    for (int b = 0; b < kPartitionBlocks; ++b) {
-      const std::int64_t block = first_block + b < last_block ? first_block + b : last_block;
-      const std::int64_t next = first_block + b + S::template kAhead<Element>;
-      const std::int64_t ahead = next < last_block ? next : last_block;
-      kv.k[b] = block_part(block);
+    for (std::int64_t b = 0; b < kPartitionBlocks; ++b) {
+      const std::int64_t block = base / kBlockSize + b, later = block + kPartitionBlocks - last_block;
+      kv.k[b] = part_of(block_table, block < end_block ? block : end_block, kv_head);
       kv.v[b] = kv.k[b] + part;
-      kv.next[b] = reinterpret_cast<const char*>(block_part(ahead));
       kv.scales[b] = kScaled<Element> ? reinterpret_cast<const float*>(kv.v[b] + part) : nullptr;
+      if (later <= 0) {
+        kv.next[b] = part_of(block_table, last_block + later, kv_head);
+      } else if (ahead.block_table != nullptr) {
+        const std::int64_t first = ahead.begin / kBlockSize, there = (ahead.end - 1) / kBlockSize - first;
+        kv.next[b] = part_of(ahead.block_table, first + (later <= there ? later - 1 : there), ahead.kv_head);
+      } else {
+        kv.next[b] = kv.k[b];
+      }
     }
     attend_all_rows<S>(kv, rows, state, base);
   }
@@ -304,29 +326,30 @@ void walk_keys(const AttentionCall& call, const std::int32_t* block_table, std::
 
 template <class S>
 void walk(const AttentionCall& call, const std::int32_t* block_table, std::int64_t kv_head, std::int64_t begin,
-          std::int64_t end, const Rows& rows, const State& state) {
+          std::int64_t end, std::int64_t last, const Rows& rows, const State& state) {
   if (call.kv_type == KvType::F16) {
-    return walk_keys<S, std::uint16_t>(call, block_table, kv_head, begin, end, rows, state);
+    return walk_keys<S, std::uint16_t>(call, block_table, kv_head, begin, end, last, rows, state);
   }
   if (call.kv_type == KvType::INT8) {
-    return walk_keys<S, std::int8_t>(call, block_table, kv_head, begin, end, rows, state);
+    return walk_keys<S, std::int8_t>(call, block_table, kv_head, begin, end, last, rows, state);
   }
-  walk_keys<S, float>(call, block_table, kv_head, begin, end, rows, state);
+  walk_keys<S, float>(call, block_table, kv_head, begin, end, last, rows, state);
 }
 
-// One split of a tile into a state, which holds the tile's carried keys of that split.
+// One split of a tile into a state, which holds the tile's carried keys of that split; `more` if the same thread goes
+// on to the next one.
 template <class S>
 void walk_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
-                const Rows& rows, const State& state) {
-  const std::int64_t last = tile.first_position + tile.num_positions;  // keys seen by the last position
-  const std::int64_t end = (split + 1) * kSplit < last ? (split + 1) * kSplit : last;
+                bool more, const Rows& rows, const State& state) {
+  const std::int64_t keys = tile.num_keys();
+  const std::int64_t end = (split + 1) * kSplit < keys ? (split + 1) * kSplit : keys;
   std::int64_t begin = split * kSplit;
   if (begin < tile.num_carried) {
     begin = tile.num_carried;
   } else {
     reset(rows, state);
   }
-  if (begin < end) walk<S>(call, tile.block_table, kv_head, begin, end, rows, state);
+  if (begin < end) walk<S>(call, tile.block_table, kv_head, begin, end, (more ? keys : end) - 1, rows, state);
 }
 
 // Adds a later split's state to the states of the rows that see it.
@@ -414,7 +437,7 @@ void attend(const AttentionCall& call, const AttentionTile& tile, std::int64_t k
   for (std::int64_t split = 0; split < tile.num_splits(); ++split) {
     const bool carried = split * kSplit < tile.num_carried;
     const State state = split == 0 ? total : State(carried ? states + split * floats : memory + floats, rows);
-    walk_split<S>(call, tile, kv_head, split, rows, state);
+    walk_split<S>(call, tile, kv_head, split, true, rows, state);
     if (split > 0) merge(rows, split, total, state);
   }
   finish(call, tile, kv_head, rows, total);
@@ -424,7 +447,7 @@ template <class S>
 void attend_split(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, std::int64_t split,
                   float* state, float* scratch) {
   const Rows rows = gather_tile<S>(call, tile, kv_head, scratch);
-  walk_split<S>(call, tile, kv_head, split, rows, State(state, rows));
+  walk_split<S>(call, tile, kv_head, split, false, rows, State(state, rows));
 }
 
 void merge_splits(const AttentionCall& call, const AttentionTile& tile, std::int64_t kv_head, float* states) {
@@ -457,7 +480,7 @@ void attend_shared(const AttentionCall& call, const SharedTile& tile, std::int64
       copy(tile.tokens[i].sum, group, state.sum + i * group);
     }
   }
-  walk<S>(call, tile.block_table, kv_head, tile.begin, tile.end, rows, state);
+  walk<S>(call, tile.block_table, kv_head, tile.begin, tile.end, tile.end - 1, rows, state);
   for (std::int64_t i = 0; i < tile.num_tokens; ++i) {
     copy(state.output + i * group * head_dim, group * head_dim, tile.tokens[i].output);
     copy(state.max + i * group, group, tile.tokens[i].max);

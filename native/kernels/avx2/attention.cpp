@@ -18,9 +18,6 @@ struct Avx2 {
                                         : Rows <= 3 ? 4
                                                     : 2;
 
-  template <class Element>
-  static constexpr int kAhead = 2;
-
   OCTAVO_INLINE static Vec zero() { return _mm256_setzero_ps(); }
   OCTAVO_INLINE static Vec broadcast(const float& x) { return _mm256_broadcast_ss(&x); }
   OCTAVO_INLINE static Vec load(const float* p) { return load8(p); }

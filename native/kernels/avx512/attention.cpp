@@ -15,9 +15,6 @@ struct Avx512 {
   template <int Rows>
   static constexpr int kColumnVectors = Rows <= 6 ? 4 : 2;
 
-  template <class Element>
-  static constexpr int kAhead = sizeof(Element) == 1 ? 4 : 2;  // small blocks are read before they arrive otherwise
-
   OCTAVO_INLINE static Vec zero() { return _mm512_setzero_ps(); }
   OCTAVO_INLINE static Vec broadcast(const float& x) { return _mm512_set1_ps(x); }
   OCTAVO_INLINE static Vec load(const float* p) { return _mm512_loadu_ps(p); }
