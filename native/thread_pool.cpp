@@ -100,7 +100,7 @@ void ThreadPool::begin_phase(std::size_t phase, std::uint32_t sequence, int thre
   unfinished_.store(portions.count, std::memory_order_relaxed);
   if (portions.count == 0) over_.store(sequence + 1, std::memory_order_relaxed);
   ticket_.store(Ticket{sequence + 1, portions.units});
-  if (sleepers_.load() != 0) wake_all();
+  if (asleep_.load() && asleep_.exchange(false)) wake_all();  // who has been woken may take long to come
 }
 
 void ThreadPool::wake_all() {
@@ -205,14 +205,13 @@ void ThreadPool::wait_beyond(std::uint32_t sequence, Fetcher& fetcher) {
       if (changed()) return;
     }
   } while (std::chrono::steady_clock::now() < deadline);
-  // Either the new ticket is seen here, or who writes it sees a sleeper.
-  sleepers_.fetch_add(1);
+  // Either the new ticket is seen here, or who writes it sees that somebody is asleep.
   for (;;) {
     const std::uint32_t signal = signal_.load();
-    if (ticket_.load().sequence != sequence || stop_.load()) break;
+    asleep_.store(true);
+    if (ticket_.load().sequence != sequence || stop_.load()) return;
     signal_.wait(signal);
   }
-  sleepers_.fetch_sub(1);
 }
 
 void ThreadPool::keep_error() noexcept {

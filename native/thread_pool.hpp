@@ -148,8 +148,8 @@ class ThreadPool {
 
   alignas(64) std::unique_ptr<ThreadRange[]> ranges_;     // of each thread
   alignas(64) std::atomic<std::uint32_t> unfinished_{0};  // portions
-  alignas(64) std::atomic<std::uint32_t> sleepers_{0};
-  std::atomic<std::uint32_t> signal_{0};  // changes when sleepers are to look at the ticket again
+  alignas(64) std::atomic<bool> asleep_{false};           // a thread may be, that nobody has woken
+  std::atomic<std::uint32_t> signal_{0};                  // changes when sleepers are to look at the ticket again
 };
 
 }  // namespace octavo
