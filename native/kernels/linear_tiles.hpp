@@ -14,8 +14,8 @@ constexpr std::int64_t kNear = 8192;  // bytes that a strip's only tile runs ahe
 
 OCTAVO_INLINE inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
-// Asks for the line that the kernel will write, well before, and for the right to write it: with thousands of columns it
-// is in no near cache, or the thread that wrote it last has it, and stores that miss wait for one another.
+// Asks for the line that the kernel will write, well before, and for the right to write it: with thousands of columns
+// it is in no near cache, or the thread that wrote it last has it, and stores that miss wait for one another.
 OCTAVO_INLINE inline void prefetch_row(const LinearOutput& o, std::int64_t row, std::int64_t column) {
   __builtin_prefetch(o.out + row * o.ldo + column, 1, 3);
 }
