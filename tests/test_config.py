@@ -17,6 +17,7 @@ from octavo.config import available_cores
     [
         ("model", ""), ("backend", "gpu"), ("kv_cache_dtype", "int3"), ("kv_cache_memory_bytes", 0), ("memory_fraction", 0.0),
         ("memory_fraction", 1.5), ("max_model_len", 1), ("max_num_seqs", 0), ("max_num_batched_tokens", 63), ("max_step_ms", 0),
+        ("max_slowdown", 1), ("max_slowdown", 0.5), ("max_slowdown", "2"),
         ("num_threads", 0), ("num_threads", 257),
         ("quantization", "int2"), ("max_num_seqs", "4"), ("max_num_seqs", 1.5), ("kv_cache_memory_bytes", "1G"), ("seed", "x"),
     ],

@@ -62,8 +62,8 @@ class EngineConfig:
 
     ``kv_cache_memory_bytes`` wins over ``memory_fraction``, the share of the memory left to this process
     (its cgroup's limit or the machine's, less what is in use once the weights are loaded) given to the KV
-    cache. ``max_model_len=None`` means the model's own context length. ``max_step_ms`` bounds a step in
-    time while other sequences are decoding, so that a long prompt arrives in chunks between their tokens.
+    cache. ``max_model_len=None`` means the model's own context length. ``max_step_ms`` and
+    ``max_slowdown`` bound a step in time while others read along, so that a long prompt arrives in chunks between their tokens.
     ``kv_cache_dtype="int8"`` keeps keys and values in nearly half the memory of ``fp16``, with a scale for each
     token and head, at a small cost in exactness.
     """
@@ -77,6 +77,8 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_step_ms: float = 100.0
+    max_slowdown: float = 1.6
+    """A step with tokens of a prompt takes at most so many times what it takes without (longer where more prompts than streams wait)."""
     enable_prefix_caching: bool = True
     prompt_lookup_tokens: int = 0
     """Tokens drafted at most in a step from what a sequence holds already: the same output, sooner where it repeats its prompt."""
@@ -106,7 +108,7 @@ class EngineConfig:
             value = getattr(self, name)
             optional = value is None and not name.startswith(("max_num", "prompt_lookup"))
             _require(optional or (isinstance(value, int) and not isinstance(value, bool)), name, value, "must be an integer")
-        for name in ("memory_fraction", "max_step_ms"):
+        for name in ("memory_fraction", "max_step_ms", "max_slowdown"):
             value = getattr(self, name)
             _require(isinstance(value, int | float) and not isinstance(value, bool), name, value, "must be a number")
         _require(bool(self.model), "model", self.model, "name a model alias or a file")
@@ -139,6 +141,7 @@ class EngineConfig:
             f"must be at least max_num_seqs ({self.max_num_seqs}), a token for each",
         )
         _require(self.max_step_ms > 0, "max_step_ms", self.max_step_ms, "must be a positive number of milliseconds")
+        _require(self.max_slowdown > 1, "max_slowdown", self.max_slowdown, "must be more than 1: at 1 no prompt would ever begin")
         _require(
             0 <= self.prompt_lookup_tokens <= MAX_DRAFT_TOKENS,
             "prompt_lookup_tokens",

@@ -85,6 +85,7 @@ def engine_facts(engine: LLMEngine, path: Path) -> dict[str, Any]:
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "max_step_ms": config.max_step_ms,
+        "max_slowdown": config.max_slowdown,
         "enable_prefix_caching": config.enable_prefix_caching,
         "load_s": model.load_s,
     }

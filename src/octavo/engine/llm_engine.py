@@ -51,6 +51,7 @@ class LLMEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_step_ms=config.max_step_ms,
+            max_slowdown=config.max_slowdown,
             max_score_rows=model.executable.options.max_logits_rows - config.max_num_seqs,
         )
         self.runner = ModelRunner(model.executable)

@@ -7,11 +7,11 @@ There is no prefill and no decode; a step gives tokens to sequences under one bu
 3. waiting sequences start, from the longest computed prefix of their tokens, while the budget, the number of
    sequences and the free blocks last.
 
-While anybody decodes, the prompts' share of the budget is also bounded in time, so that a long prompt never stalls the
-running streams; prompts whose log-probabilities are wanted share a budget of logits rows, too. When blocks run out, the latest
-arrival gives way: its blocks go, it waits at the front and computes its tokens again later; the prefix cache often makes that nearly
-free. The beams of a search come, and give way, all or nothing, and share again what they shared when they come back. Pure Python over
-ids and counts.
+While somebody reads along, the prompts' share of the budget is also bounded in time, so that a long prompt never stalls the
+running streams (``_prompt_share``); prompts whose log-probabilities are wanted share a budget of logits rows, too. When blocks run out,
+the latest arrival gives way: its blocks go, it waits at the front and computes its tokens again later; the prefix cache often makes that
+nearly free. The beams of a search come, and give way, all or nothing, and share again what they shared when they come back. Pure Python
+over ids and counts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from octavo.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from octavo.engine.sequence import RequestStatus, Sequence, SequenceGroup
 from octavo.engine.step_time import StepTimeModel
 from octavo.kv import BlockHash, KVCacheManager
+
+_STEPS_BETWEEN_PURE_DECODES = 32
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_step_ms: float,
+        max_slowdown: float = 1.6,
         max_score_rows: int = 1 << 30,
         step_time: StepTimeModel | None = None,
     ) -> None:
@@ -56,6 +59,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_step_ms = max_step_ms
+        self.max_slowdown = max_slowdown
         self.max_score_rows = max_score_rows
         self.step_time = step_time or StepTimeModel()
         self.waiting: deque[Sequence] = deque()
@@ -63,6 +67,7 @@ class Scheduler:
         self.following: dict[Sequence, Origin] = {}
         """Running members of a group that will share the beginning of another as soon as it is computed."""
         self.num_preemptions = 0
+        self._num_mixed_steps = 0
 
     @property
     def has_work(self) -> bool:
@@ -130,8 +135,7 @@ class Scheduler:
         if drafting:
             self._draft(plan)
         if plan.entries:
-            within = self.step_time.prompt_tokens_within(self.max_step_ms)
-            plan.prompt_budget = plan.budget if within is None else min(plan.budget, within)
+            plan.prompt_budget = self._prompt_share(plan)
         for sequence, num_tokens in lacking:
             if num_tokens <= 1 or sequence in self.following:
                 continue
@@ -187,6 +191,29 @@ class Scheduler:
             plan.entries[sequence] = replace(entry, num_scheduled_tokens=1 + len(draft), draft=tuple(draft))
             plan.budget -= len(draft)
             plan.score_rows -= len(draft)
+
+    def _prompt_share(self, plan: _Plan) -> int:
+        """Prompt tokens beside the decodes that the plan has so far.
+
+        What a step lasts longer for its prompt tokens is a delay for every stream and a gain for every prompt. So it may last
+        ``max_slowdown`` times what the decodes alone take, and longer in proportion where more prompts than streams wait; never longer
+        than ``max_step_ms``. Requests of which only the end is wanted are not delayed by what falls between their tokens. Now and then
+        a step takes no prompt tokens, so that what the decodes alone take stays known.
+        """
+        num_streams = sum(entry.sequence.request.is_streamed for entry in plan.entries.values())
+        num_prompts = sum(s.num_uncomputed_tokens > 1 for s in self.running)
+        num_prompts += min(len(self.waiting), self.max_num_seqs - len(self.running))
+        if not num_streams or not num_prompts:
+            return plan.budget
+        self._num_mixed_steps += 1
+        if self._num_mixed_steps % _STEPS_BETWEEN_PURE_DECODES == 0:
+            return 0
+        decode_ms = self.step_time.decode_ms(len(plan.entries))
+        room_ms = self.max_step_ms
+        if decode_ms is not None:
+            room_ms = min(room_ms - decode_ms, (self.max_slowdown - 1) * decode_ms * max(1.0, num_prompts / num_streams))
+        within = self.step_time.prompt_tokens_within(room_ms)
+        return plan.budget if within is None else min(plan.budget, within)
 
     @staticmethod
     def _chunk(plan: _Plan, sequence: Sequence, start: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from octavo.decoding import BeamSearchParams, LogitRules, PromptLookup, SamplingParams, TokenCounts
+from octavo.decoding import BeamSearchParams, LogitRules, PromptLookup, RequestOutputKind, SamplingParams, TokenCounts
 from octavo.engine.outputs import FinishReason, RequestMetrics
 from octavo.kv import BlockHash, BlockHasher, BlockTable
 
@@ -48,6 +48,11 @@ class Request:
 
     def __post_init__(self) -> None:
         self.num_branches = self.params.num_branches if self.beam is None else self.beam.beam_width
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether somebody sees the tokens as they come."""
+        return self.params.output_kind is not RequestOutputKind.FINAL_ONLY
 
 
 class SequenceGroup:
