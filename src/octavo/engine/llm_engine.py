@@ -295,11 +295,8 @@ class LLMEngine:
     def _observe(self, output: SchedulerOutput, began_s: float, now_s: float) -> None:
         if not output.scheduled:
             return
-        num_tokens = decodes = 0
-        for entry in output.scheduled:
-            num_tokens += entry.num_scheduled_tokens
-            decodes += entry.num_scheduled_tokens - len(entry.draft) == 1
-        self.scheduler.step_time.observe(1e3 * (now_s - began_s), num_tokens - decodes, decodes)
+        num_tokens = output.num_tokens
+        self.scheduler.step_time.observe(1e3 * (now_s - began_s), num_tokens, output.prompt_chunks)
         self.metrics.steps.value += 1
         self.metrics.step_seconds.value += now_s - began_s
         self.metrics.computed_tokens.value += num_tokens

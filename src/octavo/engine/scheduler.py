@@ -201,18 +201,18 @@ class Scheduler:
         a step takes no prompt tokens, so that what the decodes alone take stays known.
         """
         num_streams = sum(entry.sequence.request.is_streamed for entry in plan.entries.values())
-        num_prompts = sum(s.num_uncomputed_tokens > 1 for s in self.running)
-        num_prompts += min(len(self.waiting), self.max_num_seqs - len(self.running))
+        begun = [s for s in self.running if s.num_uncomputed_tokens > 1 and s not in self.following]
+        num_prompts = len(begun) + min(len(self.waiting), self.max_num_seqs - len(self.running))
         if not num_streams or not num_prompts:
             return plan.budget
         self._num_mixed_steps += 1
         if self._num_mixed_steps % _STEPS_BETWEEN_PURE_DECODES == 0:
             return 0
-        decode_ms = self.step_time.decode_ms(len(plan.entries))
+        decode_ms = self.step_time.decode_ms(sum(entry.num_scheduled_tokens for entry in plan.entries.values()))
         room_ms = self.max_step_ms
         if decode_ms is not None:
             room_ms = min(room_ms - decode_ms, (self.max_slowdown - 1) * decode_ms * max(1.0, num_prompts / num_streams))
-        within = self.step_time.prompt_tokens_within(room_ms)
+        within = self.step_time.prompt_tokens_within(room_ms, begun[0].num_computed_tokens if begun else 0)
         return plan.budget if within is None else min(plan.budget, within)
 
     @staticmethod

@@ -74,3 +74,8 @@ class SchedulerOutput:
     @property
     def num_tokens(self) -> int:
         return sum(s.num_scheduled_tokens for s in self.scheduled)
+
+    @property
+    def prompt_chunks(self) -> list[tuple[int, int]]:
+        """(first position, tokens) of each sequence that computes more than its last token and what is drafted after it."""
+        return [(e.start, e.num_scheduled_tokens) for e in self.scheduled if e.num_scheduled_tokens - len(e.draft) > 1]
