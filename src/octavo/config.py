@@ -62,8 +62,8 @@ class EngineConfig:
 
     ``kv_cache_memory_bytes`` wins over ``memory_fraction``, the share of the memory left to this process
     (its cgroup's limit or the machine's, less what is in use once the weights are loaded) given to the KV
-    cache. ``max_model_len=None`` means the model's own context length. ``max_step_ms`` and
-    ``max_slowdown`` bound a step in time while others read along, so that a long prompt arrives in chunks between their tokens.
+    cache. ``max_model_len=None`` means the model's own context length. ``max_step_ms`` and ``max_slowdown``
+    bound a step in time while others read along, so that a long prompt arrives in chunks between their tokens.
     ``kv_cache_dtype="int8"`` keeps keys and values in nearly half the memory of ``fp16``, with a scale for each
     token and head, at a small cost in exactness.
     """
@@ -77,7 +77,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_step_ms: float = 100.0
-    max_slowdown: float = 1.6
+    max_slowdown: float = 1.7
     """A step with tokens of a prompt takes at most so many times what it takes without (longer where more prompts than streams wait)."""
     enable_prefix_caching: bool = True
     prompt_lookup_tokens: int = 0

@@ -51,7 +51,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_step_ms: float,
-        max_slowdown: float = 1.6,
+        max_slowdown: float = 1.7,
         max_score_rows: int = 1 << 30,
         step_time: StepTimeModel | None = None,
     ) -> None:
@@ -202,7 +202,7 @@ class Scheduler:
         """
         num_streams = sum(entry.sequence.request.is_streamed for entry in plan.entries.values())
         begun = [s for s in self.running if s.num_uncomputed_tokens > 1 and s not in self.following]
-        num_prompts = len(begun) + min(len(self.waiting), self.max_num_seqs - len(self.running))
+        num_prompts = len(begun) + min(len(self.waiting), self.max_num_seqs - self._seats_taken())
         if not num_streams or not num_prompts:
             return plan.budget
         self._num_mixed_steps += 1
