@@ -134,11 +134,10 @@ class Scheduler:
                 drafting = drafting or sequence.lookup is not None
         if drafting:
             self._draft(plan)
-        if plan.entries:
-            plan.prompt_budget = self._prompt_share(plan)
-        for sequence, num_tokens in lacking:
-            if num_tokens <= 1 or sequence in self.following:
-                continue
+        begun = [s for s, num_tokens in lacking if num_tokens > 1 and s not in self.following]
+        if plan.entries and (begun or self.waiting):
+            plan.prompt_budget = self._prompt_share(plan, begun)
+        for sequence in begun:
             if plan.prompt_budget == 0:
                 break
             if num_tokens := self._chunk(plan, sequence, sequence.num_computed_tokens):
@@ -192,8 +191,8 @@ class Scheduler:
             plan.budget -= len(draft)
             plan.score_rows -= len(draft)
 
-    def _prompt_share(self, plan: _Plan) -> int:
-        """Prompt tokens beside the decodes that the plan has so far.
+    def _prompt_share(self, plan: _Plan, begun: list[Sequence]) -> int:
+        """Prompt tokens beside the decodes that the plan has so far; ``begun``: the prompts that are running.
 
         What a step lasts longer for its prompt tokens is a delay for every stream and a gain for every prompt. So it may last
         ``max_slowdown`` times what the decodes alone take, and longer in proportion where more prompts than streams wait; never longer
@@ -201,7 +200,6 @@ class Scheduler:
         a step takes no prompt tokens, so that what the decodes alone take stays known.
         """
         num_streams = sum(entry.sequence.request.is_streamed for entry in plan.entries.values())
-        begun = [s for s in self.running if s.num_uncomputed_tokens > 1 and s not in self.following]
         num_prompts = len(begun) + min(len(self.waiting), self.max_num_seqs - self._seats_taken())
         if not num_streams or not num_prompts:
             return plan.budget

@@ -78,4 +78,5 @@ class SchedulerOutput:
     @property
     def prompt_chunks(self) -> list[tuple[int, int]]:
         """(first position, tokens) of each sequence that computes more than its last token and what is drafted after it."""
-        return [(e.start, e.num_scheduled_tokens) for e in self.scheduled if e.num_scheduled_tokens - len(e.draft) > 1]
+        several = (e for e in self.scheduled if e.num_scheduled_tokens > 1)
+        return [(e.start, e.num_scheduled_tokens) for e in several if e.num_scheduled_tokens - len(e.draft) > 1]
