@@ -52,7 +52,7 @@ class Request:
     @property
     def is_streamed(self) -> bool:
         """Whether somebody sees the tokens as they come."""
-        return self.params.output_kind is not RequestOutputKind.FINAL_ONLY
+        return self.params.output_kind is not RequestOutputKind.FINAL_ONLY and not self.params.ranks_branches
 
 
 class SequenceGroup:
