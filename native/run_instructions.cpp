@@ -8,9 +8,10 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kSerialFloats = 4096;       // instructions up to this size are done by one thread at the barrier
-constexpr std::int64_t kUnitFloats = 8192;         // of a row-wise instruction
-constexpr std::int64_t kUnitsPerThread = 8;        // of a linear layer, if it is large enough
+constexpr std::int64_t kSerialFloats = 8192;       // instructions up to this size are done by one thread at the barrier
+constexpr std::int64_t kLeastFloats = 4096;        // of a unit of a row-wise instruction
+constexpr std::int64_t kUnitFloats = 16384;        // the same, if there is enough for all threads
+constexpr std::int64_t kUnitsPerThread = 8;        // of a large instruction
 constexpr std::int64_t kMinUnitBytes = 8192;       // of weights
 constexpr std::int64_t kFewRows = 8;               // up to here reading weights is what takes the time, and units are
 constexpr std::int64_t kStreamBytes = 32 << 10;    // as long as this, or longer
@@ -33,10 +34,15 @@ void for_unit_rows(std::int64_t total, std::int64_t per_unit, std::int64_t unit,
 }  // namespace
 
 Executor::Cut Executor::cut_rows(std::int64_t rows, std::int64_t floats_per_row) const {
+  const std::int64_t floats = rows * floats_per_row, threads = pool_->size();
   Cut cut;
-  cut.serial = rows * floats_per_row <= kSerialFloats;
-  cut.rows_per_unit =
-      cut.serial ? std::max<std::int64_t>(1, rows) : std::max<std::int64_t>(1, kUnitFloats / floats_per_row);
+  cut.serial = floats <= kSerialFloats;
+  cut.rows_per_unit = std::max<std::int64_t>(1, rows);
+  if (!cut.serial) {  // as many units for each thread
+    const std::int64_t each = std::clamp<std::int64_t>(floats / (kUnitFloats * threads), 1, kUnitsPerThread);
+    const std::int64_t least = ceil_div(kLeastFloats, floats_per_row);
+    cut.rows_per_unit = std::max(least, ceil_div(rows, each * threads));
+  }
   cut.units = ceil_div(rows, cut.rows_per_unit);
   return cut;
 }
