@@ -38,11 +38,18 @@ struct Fields {
   int operator[](int i) const { return p[i] >> shift & ((1 << Bits) - 1); }
 };
 
+// In two loops, as no type has runs of fewer than 16 bytes of one shift: compilers make vectors of them.
+template <class Quant>
+void fill_quants(std::int8_t* q, Quant quant) {
+  for (int i = 0; i < 16; ++i) q[i] = static_cast<std::int8_t>(quant(i));
+  for (int i = 16; i < 32; ++i) q[i] = static_cast<std::int8_t>(quant(i));
+}
+
 template <class Quant>
 void fill(SourceGroup& out, float scale, float minimum, Quant quant) {
   out.scale[0] = out.scale[1] = scale;
   out.minimum[0] = out.minimum[1] = minimum;
-  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<std::int8_t>(quant(i));
+  fill_quants(out.q, quant);
 }
 
 template <class Quant>
@@ -52,7 +59,7 @@ void fill(SourceGroup& out, const TwoLevelScale& f, Quant quant) {
     out.scale[h] = d * static_cast<float>(f.s[h]);
     out.minimum[h] = -(m * static_cast<float>(f.t[h]));
   }
-  for (int i = 0; i < 32; ++i) out.q[i] = static_cast<std::int8_t>(quant(i));
+  fill_quants(out.q, quant);
 }
 
 }  // namespace
@@ -212,7 +219,7 @@ void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, Sour
                     return (low[i] | high[i] << 4) - 32;
                   });
     case SourceType::IQ4_XS:
-      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<16, 4>(b + 8, e + i); });
+      return fill(out, read_two_level_scale(source, row, g), [=](int i) { return field<16, 4>(b + 8 + 16 * sub, i); });
   }
   throw std::invalid_argument(std::string(name(source)) + " has no groups");
 }
