@@ -197,6 +197,14 @@ def resumed(path: Path, setting: Setting, args: argparse.Namespace) -> Report | 
     return report
 
 
+def measured_earlier(path: Path) -> Report | None:
+    """What the estimate can be made from; a file that is no report is of no use, and will be replaced."""
+    try:
+        return Report.load(path)
+    except (OSError, ValueError):
+        return None
+
+
 def write(report: Report, out: Path, *, readme: bool) -> None:
     table = markdown(report)
     (out / "octavo-peers.md").write_text(table + "\n")
@@ -230,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         say(str(error))
         return 1
-    earlier = Report.load(path) if path.exists() else None
+    earlier = measured_earlier(path)
     if report is None:
         report = Report(about(args, setting))
     planned = plan(args, report)

@@ -134,6 +134,8 @@ def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
     path.write_text('{"results": []}')
     with pytest.raises(ValueError, match="no report of this benchmark"):
         Report.load(path)
+    assert run.measured_earlier(path) is None, "it does not keep a new one from being measured"
+    assert run.measured_earlier(tmp_path / "none.json") is None
 
 
 def planned(report: Report, *argv: str) -> dict[str, list[tuple[str, str]]]:
