@@ -21,11 +21,18 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 MAX_DRAFT_TOKENS = 32
 BLOCK_SIZE = 16
 """Tokens a KV block holds. The block layout and the attention kernels are built for this one size."""
+_MOST_QUOTED = 100
+
+
+def quoted(value: object) -> str:
+    """``value`` as a message quotes it: its ``repr``, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= _MOST_QUOTED else text[: _MOST_QUOTED - 1] + "…"
 
 
 def _require(condition: bool, field: str, value: object, hint: str) -> None:
     if not condition:
-        raise ValueError(f"{field}={value!r} is invalid: {hint}")
+        raise ValueError(f"{field}={quoted(value)} is invalid: {hint}")
 
 
 def available_cores(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

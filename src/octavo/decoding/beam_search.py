@@ -20,6 +20,7 @@ from heapq import merge
 from itertools import islice
 from typing import Literal
 
+from octavo.config import quoted
 from octavo.decoding.params import RequestOutputKind, SamplingParams
 
 MAX_BEAM_WIDTH = 64
@@ -31,7 +32,7 @@ Continuations = Sequence[tuple[int, float]]
 
 def _check(condition: bool, field: str, value: object, hint: str) -> None:
     if not condition:
-        raise ValueError(f"{field}={value!r} is invalid: {hint}")
+        raise ValueError(f"{field}={quoted(value)} is invalid: {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

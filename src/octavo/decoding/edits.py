@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from octavo.config import quoted
 from octavo.decoding.params import SamplingParams
 
 _FORBIDDEN = float("-inf")
@@ -45,10 +46,10 @@ class LogitRules:
         """``encode``: a text to token ids, without special tokens (for ``bad_words``)."""
         for token, value in (params.logit_bias or {}).items():
             if token >= vocab_size:
-                raise ValueError(f"logit_bias.{token}={value!r} is invalid: token ids are below {vocab_size}")
+                raise ValueError(f"logit_bias.{token}={quoted(value)} is invalid: token ids are below {vocab_size}")
         for i, token in enumerate(params.allowed_token_ids or ()):
             if token >= vocab_size:
-                raise ValueError(f"allowed_token_ids[{i}]={token!r} is invalid: must be below {vocab_size}")
+                raise ValueError(f"allowed_token_ids[{i}]={quoted(token)} is invalid: must be below {vocab_size}")
         self._min_tokens = params.min_tokens
         self._endings = sorted(token for token in {*eos_token_ids, *params.stop_ids} if token < vocab_size) if params.min_tokens else []
         self._sequences: dict[int, list[tuple[int, ...]]] = {}
@@ -67,7 +68,7 @@ class LogitRules:
         """Until ``min_tokens`` are out."""
         self.allowed: array[int] | None = array("i", params.allowed_token_ids) if params.allowed_token_ids is not None else None
         if self.allowed is not None and not {*self.allowed} - single - {*self._endings}:
-            raise ValueError(f"allowed_token_ids={list(self.allowed)!r:.100} is invalid: bad_words or min_tokens forbid every one of them")
+            raise ValueError(f"allowed_token_ids={quoted(list(self.allowed))} is invalid: bad_words or min_tokens forbid every one of them")
 
     def is_idle(self, num_output_tokens: int) -> bool:
         """Whether there are no edits and everything is allowed, from the position after so many tokens of output on."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from octavo.config import quoted
+
 MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -34,7 +36,7 @@ class RequestOutputKind(Enum):
 
 def _check(condition: bool, field: str, value: object, hint: str) -> None:
     if not condition:
-        raise ValueError(f"{field}={value!r} is invalid: {hint}")
+        raise ValueError(f"{field}={quoted(value)} is invalid: {hint}")
 
 
 def _is_integer(value: object) -> bool:

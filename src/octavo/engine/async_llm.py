@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
-from octavo.config import DEFAULT_MODEL, EngineConfig
+from octavo.config import DEFAULT_MODEL, EngineConfig, quoted
 from octavo.decoding import BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.engine.handle import EngineHandle
 from octavo.engine.llm_engine import LLMEngine, Prompt
@@ -128,7 +128,7 @@ class AsyncLLM(EngineHandle):
         request_id = request_id or key
         stream = _Stream(request_id, params)
         if self._keys.setdefault(request_id, key) != key:
-            raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
+            raise ValueError(f"request_id={quoted(request_id)} is invalid: a request of that id is under way")
         self._streams[key] = stream
         finished = not self._accepting  # looked at after the stream is there: from now on the thread tells it when it ends
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from octavo.config import quoted
 from octavo.decoding import RequestOutputKind, SamplingParams
 from octavo.engine.outputs import RequestOutput
 from octavo.text import Tokenizer
@@ -100,7 +101,7 @@ def scored_prompts(tokenizer: Tokenizer, texts: Sequence[Any]) -> list[ScoredPro
             found.append(_continuation(tokenizer, *text))
         else:
             raise ValueError(
-                f'texts[{i}]={text!r:.80} is invalid: must be a string, a pair (context, continuation) or {{"prompt_token_ids": [...]}}'
+                f'texts[{i}]={quoted(text)} is invalid: must be a string, a pair (context, continuation) or {{"prompt_token_ids": [...]}}'
             )
     return found
 

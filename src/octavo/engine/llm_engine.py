@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any, TypedDict
 
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, quoted
 from octavo.decoding import BeamSearchParams, LogitRules, PromptLookup, SamplingParams
 from octavo.engine.beams import RunningBeams
 from octavo.engine.loader import LoadedModel, load_model
@@ -75,7 +75,7 @@ class LLMEngine:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
         if not isinstance(prompt, Mapping) or "prompt_token_ids" not in prompt:
-            raise ValueError(f'prompt={prompt!r} is invalid: must be a string or {{"prompt_token_ids": [...]}}')
+            raise ValueError(f'prompt={quoted(prompt)} is invalid: must be a string or {{"prompt_token_ids": [...]}}')
         return None, self._checked_ids(prompt["prompt_token_ids"])
 
     def chat_prompt(self, messages: SequenceOf[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any) -> TokensPrompt:
@@ -93,7 +93,7 @@ class LLMEngine:
     def add_tokenized(self, request_id: str, text: str | None, token_ids: list[int], params: SamplingParams | BeamSearchParams) -> None:
         beam, params = (params, params.sampling) if isinstance(params, BeamSearchParams) else (None, params)
         if request_id in self._states:
-            raise ValueError(f"request_id={request_id!r} is invalid: a request of that id is under way")
+            raise ValueError(f"request_id={quoted(request_id)} is invalid: a request of that id is under way")
         token_ids = self._truncated(token_ids, params)
         if not token_ids:
             raise ValueError("prompt is empty: it must have at least one token")
@@ -324,10 +324,10 @@ class LLMEngine:
 
     def _checked_ids(self, token_ids: SequenceOf[int]) -> list[int]:
         if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Iterable):
-            raise ValueError(f"prompt_token_ids={token_ids!r} is invalid: must be a list of token ids")
+            raise ValueError(f"prompt_token_ids={quoted(token_ids)} is invalid: must be a list of token ids")
         ids = list(token_ids)
         vocab_size = self.model.program.vocab_size
         for i, token in enumerate(ids):
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
-                raise ValueError(f"prompt_token_ids[{i}]={token!r} is invalid: must be a token id between 0 and {vocab_size - 1}")
+                raise ValueError(f"prompt_token_ids[{i}]={quoted(token)} is invalid: must be a token id between 0 and {vocab_size - 1}")
         return ids

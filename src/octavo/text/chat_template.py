@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from octavo.config import quoted
 from octavo.text.hf_tokenizer import is_hf_directory, read_json, token_text
 from octavo.text.template_sandbox import Sandbox
 
@@ -196,7 +197,7 @@ def _normalised(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise ValueError(f"{where} is invalid: a message is an object with role and content, not {type(message).__name__}")
         role = message.get("role")
         if not isinstance(role, str) or not role:
-            raise ValueError(f"{where}.role={role!r} is invalid: it must be a non-empty string")
+            raise ValueError(f"{where}.role={quoted(role)} is invalid: it must be a non-empty string")
         result.append(
             {
                 str(name): _text_content(value, f"{where}.content") if name == "content" else _plain(value, f"{where}.{name}")
@@ -234,9 +235,9 @@ def _text_content(content: Any, where: str) -> str | None:
         if kind is None:
             raise ValueError(f"{where}[{index}] is invalid: a part is an object with a type")
         if kind != "text":
-            raise ValueError(f"{where}[{index}].type={kind!r} is not supported; only 'text' is")
+            raise ValueError(f"{where}[{index}].type={quoted(kind)} is not supported; only 'text' is")
         text = part.get("text")
         if not isinstance(text, str):
-            raise ValueError(f"{where}[{index}].text={text!r:.100} is invalid: it must be a string")
+            raise ValueError(f"{where}[{index}].text={quoted(text)} is invalid: it must be a string")
         texts.append(text)
     return "\n".join(texts)

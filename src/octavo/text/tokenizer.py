@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from octavo.config import quoted
 from octavo.text.gguf_tokenizer import parts_from_metadata
 from octavo.text.hf_tokenizer import is_hf_directory, parts_from_directory
 from octavo.text.parts import TokenizerParts
@@ -86,7 +87,7 @@ class Tokenizer:
         """``encode`` of each text. Runs without the GIL, on several threads when there are several texts."""
         for text in texts:
             if not isinstance(text, str):
-                raise ValueError(f"text={text!r:.100} is invalid: it must be a string, not {type(text).__name__}")
+                raise ValueError(f"text={quoted(text)} is invalid: it must be a string, not {type(text).__name__}")
             _refuse_surrogates(text)
         try:
             encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
