@@ -24,7 +24,7 @@ IDS = list(range(50_000))
     ],
 )
 def test_a_long_prompt_is_not_repeated_in_full(prompt: Any, begins: str, ends: str) -> None:
-    with pytest.raises(ValueError, match="… is invalid: |=64 is invalid: ") as refusal:
+    with pytest.raises(ValueError, match=r"… is invalid: |=64 is invalid: ") as refusal:
         toy_engine().tokenize(prompt)
     message = str(refusal.value)
     assert message.startswith(begins)
