@@ -9,6 +9,7 @@ namespace octavo {
 namespace {
 
 constexpr std::int64_t kSerialFloats = 8192;       // instructions up to this size are done by one thread at the barrier
+constexpr std::int64_t kSerialKvFloats = 2048;     // of K and V: stores to lines that are in no near cache
 constexpr std::int64_t kLeastFloats = 4096;        // of a unit of a row-wise instruction
 constexpr std::int64_t kUnitFloats = 16384;        // the same, if there is enough for all threads
 constexpr std::int64_t kUnitsPerThread = 8;        // of a large instruction
@@ -44,6 +45,7 @@ Executor::Cut Executor::cut_rows(std::int64_t rows, std::int64_t floats_per_row)
     cut.rows_per_unit = std::max(least, ceil_div(rows, each * threads));
   }
   cut.units = ceil_div(rows, cut.rows_per_unit);
+  cut.serial = cut.units <= 1;
   return cut;
 }
 
@@ -56,11 +58,14 @@ Executor::Cut Executor::cut(const AddOp& op) const { return cut_rows(rows_of(op.
 Executor::Cut Executor::cut(const SelectRowsOp& op) const { return cut_rows(rows_of(true), op.x.width); }
 
 Executor::Cut Executor::cut(const WriteKvOp& op) const {
-  Cut cut = cut_rows(rows_of(false), 2 * op.k.width);
-  if (!cut.serial) {  // neighbouring tokens share cache lines of K
-    cut.rows_per_unit = kBlockSize;
-    cut.units = ceil_div(rows_of(false), kBlockSize);
-  }
+  const std::int64_t rows = rows_of(false);
+  const bool small = rows * 2 * op.k.width <= kSerialKvFloats;
+  const bool alone = rows == step_->num_sequences();  // each row in a block of its own
+  Cut cut;
+  cut.rows_per_unit = kBlockSize;  // neighbouring tokens share cache lines of K
+  if (small || alone) cut.rows_per_unit = small ? rows : std::min(kBlockSize, ceil_div(rows, pool_->size()));
+  cut.units = ceil_div(rows, cut.rows_per_unit);
+  cut.serial = cut.units <= 1;
   return cut;
 }
 
