@@ -73,9 +73,9 @@ def test_the_offline_examples() -> None:
     generating, searching = [block for block in blocks(ENGLISH, "python") if "from octavo" in block]
     lines = run_python(generating + searching).splitlines()
     assert lines[0].startswith("The capital of France is →  Paris")
-    logprobs = [float(found[1]) for line in lines if (found := re.match(r"(-\d+\.\d+) ", line))]
-    assert len(logprobs) == 4
-    assert logprobs == sorted(logprobs, reverse=True), "the best comes first"
+    scores = [float(found[1]) for line in lines if (found := re.match(r"(-\d+\.\d+) ", line))]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True), "the best comes first"
 
 
 @pytest.mark.model
