@@ -116,9 +116,11 @@ void write_two_level_scale(const GroupLayout& layout, const TwoLevelScale& f, st
                            std::uint8_t* header) {
   write_half(header + column * 2, f.d);
   write_half(header + 32 + column * 2, layout.has_minimum ? f.m ^ 0x8000 : 0);
-  std::uint8_t* factors = header + 64 + place * layout.factor_bytes() + column;
+  std::uint8_t* factors = header + layout.factors(place) + column;
   if (layout.parts == 1 && layout.has_minimum) {
-    factors[0] = static_cast<std::uint8_t>(f.s[0]), factors[16] = f.t[0];
+    std::uint8_t& low = header[layout.low_factors(place) + column];
+    factors[0] = static_cast<std::uint8_t>(f.s[0] | f.t[0] >> 4 << 6);
+    low = static_cast<std::uint8_t>(place < 4 ? f.t[0] & 15 : low | (f.t[0] & 15) << 4);
     return;
   }
   for (int h = 0; h < layout.parts; ++h) factors[16 * h] = static_cast<std::uint8_t>(f.s[h] | f.t[h] << 4);
@@ -154,7 +156,7 @@ void dequantize_groups(const PackedMatrix& w, std::int64_t column, const std::ui
   for (std::int64_t g = 0; g < w.k / kGroup; ++g, out += kGroup) {
     const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
-    const std::uint8_t* factors = header + 64 + place * layout.factor_bytes() + column;
+    const std::uint8_t* factors = header + layout.factors(place) + column;
     const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
     const float d = half_to_float(read<std::uint16_t>(header + column * 2));
     const float e = layout.has_minimum ? half_to_float(read<std::uint16_t>(header + 32 + column * 2)) : 0;
@@ -165,7 +167,8 @@ void dequantize_groups(const PackedMatrix& w, std::int64_t column, const std::ui
         if (!layout.has_minimum) {
           scale *= static_cast<float>(static_cast<std::int8_t>(factor));
         } else if (layout.parts == 1) {
-          scale *= static_cast<float>(factor), minimum *= static_cast<float>(factors[16]);
+          const int low = header[layout.low_factors(place) + column] >> (place / 4 * 4) & 15;
+          scale *= static_cast<float>(factor & 63), minimum *= static_cast<float>(factor >> 6 << 4 | low);
         } else {
           scale *= static_cast<float>(factor & 15), minimum *= static_cast<float>(factor >> 4);
         }

@@ -11,9 +11,11 @@
 //   INT4_G32  per group of 32 k: 16 half scales, 16 half minimums, then 4 vectors of 64 bytes: byte (column, i) of
 //             vector j holds k = 8j+i in its low and k = 8j+4+i in its high nibble, i < 4          (320 bytes)
 //   INT5_G32  as INT4_G32, then a vector of fifth bits: bit b of byte (column, i) belongs to k = 4b+i  (384 bytes)
-//   INT4_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes s and 16 bytes t, then per group
-//             the 4 vectors of INT4_G32; a group's scale is d * s and its minimum e * t, exact in float (2368 bytes)
-//   INT5_K    as INT4_K, with the 5 vectors of INT5_G32 per group                                      (2880 bytes)
+//   INT4_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes that hold s in their lower six and
+//             the upper bits of t in their upper two bits, then 4 times 16 bytes, of which number i holds the lower
+//             bits of group i's t in its low and those of group i + 4's in its high nibbles, then per group the 4
+//             vectors of INT4_G32; a group's scale is d * s and its minimum e * t, exact in float (2304 bytes)
+//   INT5_K    as INT4_K, with the 5 vectors of INT5_G32 per group                                      (2816 bytes)
 //   INT6_K    per block of 256 k: 16 half d, 32 bytes of zeros, per group of 32 k 16 signed bytes s for its first and
 //             16 for its last 16 k, then per group the 4 vectors of INT4_G32 and 2 vectors of upper bits: bits 2b and
 //             2b+1 of byte (column, i) of vector h belong to k = 16h+4b+i. The scale of each 16 k is d * s (3392 bytes)
@@ -82,8 +84,10 @@ struct GroupLayout {
   bool has_minimum;  // + minimum
   std::int64_t groups, header_bytes, group_bytes;
   constexpr std::int64_t block_bytes() const { return header_bytes + groups * group_bytes; }
-  // Of two levels: from byte 64 of the header on, each group's bytes that multiply the block's halves.
-  constexpr std::int64_t factor_bytes() const { return (header_bytes - 64) / groups; }
+  // Of two levels, whose block's halves are multiplied by bytes or parts of them: where those of a group begin. With
+  // one scale and a minimum, where the lower bits of the minimum's are.
+  constexpr std::int64_t factors(std::int64_t group) const { return 64 + 16 * (parts == 2 ? 2 : 1) * group; }
+  constexpr std::int64_t low_factors(std::int64_t group) const { return 64 + 16 * groups + 16 * (group % 4); }
 };
 
 constexpr GroupLayout group_layout(WeightFormat format) {
@@ -95,9 +99,9 @@ constexpr GroupLayout group_layout(WeightFormat format) {
     case WeightFormat::INT5_G32:
       return {5, 1, 0, true, 1, 64, 5 * kVectorBytes};
     case WeightFormat::INT4_K:
-      return {4, 1, 0, true, 8, 64 + 8 * 32, 4 * kVectorBytes};
+      return {4, 1, 0, true, 8, 64 + 8 * 24, 4 * kVectorBytes};
     case WeightFormat::INT5_K:
-      return {5, 1, 0, true, 8, 64 + 8 * 32, 5 * kVectorBytes};
+      return {5, 1, 0, true, 8, 64 + 8 * 24, 5 * kVectorBytes};
     case WeightFormat::INT6_K:
       return {6, 2, 32, false, 8, 64 + 8 * 32, 6 * kVectorBytes};
     case WeightFormat::INT3_K:

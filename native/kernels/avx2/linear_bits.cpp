@@ -91,6 +91,8 @@ void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t row, 
       const std::int64_t at = i * groups + first;
       prepare<W>(part_sum + 2 * at, x_scale + at, sums[i]);
     });
+    typename W::Factors factors;
+    W::spread(p, factors);
     for (std::int64_t b = 0; b < W::kLayout.groups; ++b) {
       const std::int64_t g = first + b;
       const std::uint8_t* vectors = W::vectors(p, b);
@@ -108,9 +110,9 @@ void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t row, 
           });
         });
         unroll<2>([&](auto h) OCTAVO_INLINE {
-          const __m256 scale = W::scale(p, b, part, h);
+          const __m256 scale = W::scale(p, factors, b, part, h);
           __m256 minimum{};
-          if constexpr (W::kMinimum) minimum = W::minimum(p, b, part, h);
+          if constexpr (W::kMinimum) minimum = W::minimum(p, factors, b, part, h);
           unroll<R>([&](auto i) OCTAVO_INLINE {
             const std::int64_t at = i * groups + g;
             const __m256 xs = _mm256_broadcast_ss(x_scale + at);
@@ -136,13 +138,16 @@ struct Scratch {
 template <class W>
 void widen(const std::uint8_t* p, std::int64_t groups, Scratch<W>& scratch) {
   for (std::int64_t first = 0; first < groups; first += W::kLayout.groups, p += W::kBlockBytes) {
+    typename W::Factors factors;
+    W::spread(p, factors);
     for (std::int64_t b = 0; b < W::kLayout.groups; ++b) {
       const std::int64_t g = first + b;
       const std::uint8_t* vectors = W::vectors(p, b);
       unroll<2>([&](auto h) OCTAVO_INLINE {
         unroll<W::kParts>([&](auto part) OCTAVO_INLINE {
-          _mm256_store_ps(scratch.scale[g][part] + 8 * h, W::scale(p, b, part, h));
-          if constexpr (W::kMinimum) _mm256_store_ps(scratch.minimum[g][part] + 8 * h, W::minimum(p, b, part, h));
+          _mm256_store_ps(scratch.scale[g][part] + 8 * h, W::scale(p, factors, b, part, h));
+          if constexpr (W::kMinimum)
+            _mm256_store_ps(scratch.minimum[g][part] + 8 * h, W::minimum(p, factors, b, part, h));
         });
         unroll<8>([&](auto v) OCTAVO_INLINE {
           auto* to = reinterpret_cast<__m256i*>(scratch.q[g][v] + 32 * h);

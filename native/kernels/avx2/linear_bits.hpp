@@ -22,22 +22,42 @@ struct Weights {
     return header + kLayout.header_bytes + group * kLayout.group_bytes;
   }
 
-  OCTAVO_INLINE static __m256 scale(const std::uint8_t* header, std::int64_t group, int part, int h) {
-    const __m256 d = load_halves(header + 16 * h);
-    if constexpr (!two_level(Format)) return d;
-    const __m128i bytes = load_eight(header + 64 + 32 * group + 16 * part + 8 * h);
-    if constexpr (kOffset != 0) return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
-    const __m256i factors = _mm256_cvtepu8_epi32(bytes);
-    if constexpr (kParts == 1) return _mm256_mul_ps(d, _mm256_cvtepi32_ps(factors));
-    return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_and_si256(factors, _mm256_set1_epi32(15))));
+  // A block's factors as bytes, where they are packed in less.
+  static constexpr bool kPackedFactors = two_level(Format) && kMinimum && kParts == 1;
+  struct Factors {
+    alignas(32) std::uint8_t s[kPackedFactors ? 8 : 1][16];
+    alignas(32) std::uint8_t t[kPackedFactors ? 8 : 1][16];
+  };
+
+  OCTAVO_INLINE static void spread(const std::uint8_t* header, Factors& factors) {
+    if constexpr (kPackedFactors) {
+      unroll<4>([&](auto i) OCTAVO_INLINE {  // two groups at a time
+        const __m256i bytes = load_bytes(header + kLayout.factors(2 * i));
+        const __m256i low = field<i / 2 * 4, 4, 0>(load_bytes(header + kLayout.low_factors(2 * i)));
+        const __m256i high = field<6, 2, 4>(bytes);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(factors.s[2 * i]), field<0, 6, 0>(bytes));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(factors.t[2 * i]), _mm256_or_si256(low, high));
+      });
+    }
   }
 
-  OCTAVO_INLINE static __m256 minimum(const std::uint8_t* header, std::int64_t group, int part, int h) {
+  OCTAVO_INLINE static __m256 scale(const std::uint8_t* header, const Factors& factors, std::int64_t group, int part,
+                                    int h) {
+    const __m256 d = load_halves(header + 16 * h);
+    if constexpr (!two_level(Format)) return d;
+    if constexpr (kPackedFactors) return times(d, _mm256_cvtepu8_epi32(load_eight(factors.s[group] + 8 * h)));
+    const __m128i bytes = load_eight(header + kLayout.factors(group) + 16 * part + 8 * h);
+    if constexpr (kOffset != 0) return times(d, _mm256_cvtepi8_epi32(bytes));
+    return times(d, _mm256_and_si256(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(15)));
+  }
+
+  OCTAVO_INLINE static __m256 minimum(const std::uint8_t* header, const Factors& factors, std::int64_t group, int part,
+                                      int h) {
     const __m256 e = load_halves(header + 32 + 16 * h);
     if constexpr (!two_level(Format)) return e;
-    const int row = kParts == 1 ? 1 : part;
-    const __m256i factors = _mm256_cvtepu8_epi32(load_eight(header + 64 + 32 * group + 16 * row + 8 * h));
-    return _mm256_mul_ps(e, _mm256_cvtepi32_ps(kParts == 1 ? factors : _mm256_srli_epi32(factors, 4)));
+    if constexpr (kPackedFactors) return times(e, _mm256_cvtepu8_epi32(load_eight(factors.t[group] + 8 * h)));
+    const __m256i both = _mm256_cvtepu8_epi32(load_eight(header + kLayout.factors(group) + 16 * part + 8 * h));
+    return times(e, _mm256_srli_epi32(both, 4));
   }
 
   // The quants of k = 4 V … 4 V + 3 of a group, as bytes.
@@ -57,6 +77,10 @@ struct Weights {
   }
 
  private:
+  OCTAVO_INLINE static __m256 times(__m256 halves, __m256i factors) {
+    return _mm256_mul_ps(halves, _mm256_cvtepi32_ps(factors));
+  }
+
   OCTAVO_INLINE static __m128i load_eight(const std::uint8_t* p) {
     return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   }

@@ -18,7 +18,7 @@ struct Weights {
   OCTAVO_INLINE static __m256 scale(const std::uint8_t* header, std::int64_t group, int h) {
     const __m256 d = load_halves(header + 16 * h);
     if constexpr (!two_level(Format)) return d;
-    const std::uint8_t* factors = header + 64 + kLayout.factor_bytes() * group + 8 * h;
+    const std::uint8_t* factors = header + kLayout.factors(group) + 8 * h;
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(factors));
     return _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)));
   }

@@ -52,6 +52,8 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
       const std::int64_t at = i * groups + first;
       prepare<W>(part_sum + 2 * at, scale + at, sums[i]);
     });
+    typename W::Factors factors[P];
+    unroll<P>([&](auto j) OCTAVO_INLINE { W::spread(p + j * stride, factors[j]); });
     for (std::int64_t b = 0; b < W::kLayout.groups; ++b) {
       const std::int64_t g = first + b;
       prefetch(ahead);
@@ -81,9 +83,9 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
           });
         });
         unroll<P>([&](auto j) OCTAVO_INLINE {
-          const __m512 ws = W::scale(p + j * stride, b, part);
+          const __m512 ws = W::scale(p + j * stride, factors[j], b, part);
           __m512 minimum{};
-          if constexpr (W::kMinimum) minimum = W::minimum(p + j * stride, b, part);
+          if constexpr (W::kMinimum) minimum = W::minimum(p + j * stride, factors[j], b, part);
           unroll<R>([&](auto i) OCTAVO_INLINE {
             const __m512 xs = _mm512_set1_ps(scale[i * groups + g]);
             acc[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), _mm512_mul_ps(ws, xs), acc[i][j]);

@@ -22,22 +22,41 @@ struct Weights {
     return header + kLayout.header_bytes + group * kLayout.group_bytes;
   }
 
-  OCTAVO_INLINE static __m512 scale(const std::uint8_t* header, std::int64_t group, int part) {
-    const __m512 d = load_halves(header);
-    if constexpr (!two_level(Format)) return d;
-    const __m128i bytes = load_sixteen(header + 64 + 32 * group + 16 * part);
-    if constexpr (kOffset != 0) return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
-    const __m512i factors = _mm512_cvtepu8_epi32(bytes);
-    if constexpr (kParts == 1) return _mm512_mul_ps(d, _mm512_cvtepi32_ps(factors));
-    return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(factors, _mm512_set1_epi32(15))));
+  // A block's factors as bytes, where they are packed in less.
+  static constexpr bool kPackedFactors = two_level(Format) && kMinimum && kParts == 1;
+  struct Factors {
+    alignas(64) std::uint8_t s[kPackedFactors ? 8 : 1][16];
+    alignas(64) std::uint8_t t[kPackedFactors ? 8 : 1][16];
+  };
+
+  OCTAVO_INLINE static void spread(const std::uint8_t* header, Factors& factors) {
+    if constexpr (kPackedFactors) {
+      const __m512i none = _mm512_setzero_si512(), low = _mm512_loadu_si512(header + kLayout.low_factors(0));
+      unroll<2>([&](auto i) OCTAVO_INLINE {
+        const __m512i bytes = _mm512_loadu_si512(header + kLayout.factors(4 * i));
+        const __m512i low_bits = with_field<4 * i, 4, 0>(none, low);
+        _mm512_store_si512(factors.s[4 * i], with_field<0, 6, 0>(none, bytes));
+        _mm512_store_si512(factors.t[4 * i], with_field<6, 2, 4>(low_bits, bytes));
+      });
+    }
   }
 
-  OCTAVO_INLINE static __m512 minimum(const std::uint8_t* header, std::int64_t group, int part) {
+  OCTAVO_INLINE static __m512 scale(const std::uint8_t* header, const Factors& factors, std::int64_t group, int part) {
+    const __m512 d = load_halves(header);
+    if constexpr (!two_level(Format)) return d;
+    if constexpr (kPackedFactors) return times(d, _mm512_cvtepu8_epi32(load_sixteen(factors.s[group])));
+    const __m128i bytes = load_sixteen(header + kLayout.factors(group) + 16 * part);
+    if constexpr (kOffset != 0) return times(d, _mm512_cvtepi8_epi32(bytes));
+    return times(d, _mm512_and_si512(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(15)));
+  }
+
+  OCTAVO_INLINE static __m512 minimum(const std::uint8_t* header, const Factors& factors, std::int64_t group,
+                                      int part) {
     const __m512 e = load_halves(header + 32);
     if constexpr (!two_level(Format)) return e;
-    const int row = kParts == 1 ? 1 : part;
-    const __m512i factors = _mm512_cvtepu8_epi32(load_sixteen(header + 64 + 32 * group + 16 * row));
-    return _mm512_mul_ps(e, _mm512_cvtepi32_ps(kParts == 1 ? factors : _mm512_srli_epi32(factors, 4)));
+    if constexpr (kPackedFactors) return times(e, _mm512_cvtepu8_epi32(load_sixteen(factors.t[group])));
+    const __m512i both = _mm512_cvtepu8_epi32(load_sixteen(header + kLayout.factors(group) + 16 * part));
+    return times(e, _mm512_srli_epi32(both, 4));
   }
 
   // The quants of k = 4 V … 4 V + 3 of a group, as bytes.
@@ -58,6 +77,10 @@ struct Weights {
   }
 
  private:
+  OCTAVO_INLINE static __m512 times(__m512 halves, __m512i factors) {
+    return _mm512_mul_ps(halves, _mm512_cvtepi32_ps(factors));
+  }
+
   OCTAVO_INLINE static __m128i load_sixteen(const std::uint8_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }

@@ -17,7 +17,7 @@ struct Weights {
   OCTAVO_INLINE static __m512 scale(const std::uint8_t* header, std::int64_t group) {
     const __m512 d = load_halves(header);
     if constexpr (!two_level(Format)) return d;
-    const std::uint8_t* factors = header + 64 + kLayout.factor_bytes() * group;
+    const std::uint8_t* factors = header + kLayout.factors(group);
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(factors));
     return _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)));
   }

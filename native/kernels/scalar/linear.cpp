@@ -126,12 +126,12 @@ void spread(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Grou
     const float e = layout.has_minimum ? to_float(read_half(header + 2 * kPanelColumns + 2 * c)) : 0;
     group.scale[0][c] = d, group.minimum[0][c] = e;
     for (int part = 0; two_level(format) && part < layout.parts; ++part) {
-      const std::uint8_t* factor = header + 64 + place * layout.factor_bytes() + part * kPanelColumns + c;
+      const std::uint8_t* factor = header + layout.factors(place) + part * kPanelColumns + c;
       int s = *factor, t = 0;
       if (!layout.has_minimum) {
         s = static_cast<std::int8_t>(s);
       } else if (layout.parts == 1) {
-        t = factor[kPanelColumns];
+        t = s >> 6 << 4 | (header[layout.low_factors(place) + c] >> (place / 4 * 4) & 15), s &= 63;
       } else {
         t = s >> 4, s &= 15;
       }
