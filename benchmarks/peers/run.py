@@ -4,7 +4,7 @@
     python -m benchmarks.peers.run --rows decode,prefill --peers llama.cpp --reps 5
     python -m benchmarks.peers.run --reps-of vLLM=1,transformers=1   a third of the time goes to these two
     python -m benchmarks.peers.run --resume                          goes on with what an interrupted run lacks
-    python -m benchmarks.peers.run --readme                          … and puts the table into the READMEs
+    python -m benchmarks.peers.run --readme                          … and puts the table into the READMEs and docs/benchmarks.md
     python -m benchmarks.peers.run --report                          only writes table and plot again
     OCTAVO_PEERS_SMOKE=1 python -m benchmarks.peers.run --reps 1 --extra-reps 0 --patience 0      does everything work? (tiny lengths)
 
@@ -64,7 +64,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep what the report has already and measure what it lacks")
     parser.add_argument("--report", action="store_true", help="measure nothing; write the table and the plot of the report that is there")
     parser.add_argument("--setup", action="store_true", help="only make the environments")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md and README.zh-CN.md")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md, README.zh-CN.md and docs/benchmarks.md")
     chosen = parser.parse_args(argv)
     chosen.dir = chosen.dir.expanduser()
     chosen.out = chosen.out or chosen.dir / ("out-smoke" if workload.SMOKE else "out")
@@ -210,8 +210,9 @@ def write(report: Report, out: Path, *, readme: bool) -> None:
     (out / "octavo-peers.md").write_text(table + "\n")
     plotted = plot(report, out / "octavo-peers.svg")
     if readme:
-        fill(ROOT / "README.md", table)
-        fill(ROOT / "README.zh-CN.md", markdown(report, "zh"))
+        fill(ROOT / "README.md", markdown(report, goals=False))
+        fill(ROOT / "README.zh-CN.md", markdown(report, "zh", goals=False))
+        fill(ROOT / "docs" / "benchmarks.md", table)
     print(table)
     say(f"\nwritten: {out}/octavo-peers.json, .md{', .svg' if plotted else ' (no plot: matplotlib is not installed)'}")
 

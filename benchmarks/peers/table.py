@@ -12,14 +12,15 @@ from benchmarks.peers.rows import ENGINES, LLAMA_CPP, OCTAVO, OPENVINO, ROWS, TR
 
 WORDS = {
     "en": {
-        "head": ("", "best peer", "times as good", "must", "reach"),
+        "head": ("", "times as good", "must", "reach", "of the limit"),
         "limit": "{:.0%} of the limit",
         "goals": (),
         "missing": "Not measured:",
+        "marks": "✓ and ✗ compare what was measured with the goal before the colon, as multiples. ",
         "note": (
             "Medians of {reps}, engines in turn in one run ({date}), on {cores} cores of {cpu}, {threads} threads each, "
             "SmolLM2-135M-Instruct, the same token ids and lengths for all; other processes took at most {other:.1%} of the CPU. "
-            "✓ and ✗ compare what was measured with the goal before the colon, as multiples. "
+            "{goals}"
             "This machine reads {read:.0f} GB/s and computes {float:.0f} GFLOPS in fp32, {int8:.0f} GOPS in int8; the limit is what these "
             "allow for weights, keys and values alone. Peak memory is read after the 64 requests; Octavo's KV cache "
             "has room for just these. {versions}. "
@@ -27,14 +28,15 @@ WORDS = {
         ),
     },
     "zh": {
-        "head": ("", "最佳同类", "倍数", "必须达到", "力争达到"),
+        "head": ("", "倍数", "必须达到", "力争达到", "占极限"),
         "limit": "极限的 {:.0%}",
         "goals": ((r"(\d+%) of the limit", r"极限的 \1"), ("the best in fp32", "fp32 最佳者")),
         "missing": "未测量：",
+        "marks": "✓ 与 ✗ 表示冒号后的实测倍数是否达到冒号前的目标。",
         "note": (
             "各引擎在同一次运行中轮流测量，取 {reps} 次的中位数（{date}）；{cpu}，{cores} 核，各用 {threads} 个线程；模型 "
             "SmolLM2-135M-Instruct，所有引擎的 token 与长度相同；其他进程占用 CPU 不超过 {other:.1%}。"
-            "✓ 与 ✗ 表示冒号后的实测倍数是否达到冒号前的目标。本机读内存 {read:.0f} GB/s，fp32 {float:.0f} GFLOPS，int8 {int8:.0f} GOPS；"
+            "{goals}本机读内存 {read:.0f} GB/s，fp32 {float:.0f} GFLOPS，int8 {int8:.0f} GOPS；"
             "“极限”只计读写权重与 KV 以及权重乘法所需的时间。峰值内存在 64 个请求之后读取，Octavo 的 KV 缓存恰好容得下这些请求。"
             "{versions}。用 `{command}` 可重新测量。"
         ),
@@ -72,29 +74,36 @@ def _goal(check: Check, words: Mapping[str, Any]) -> str:
     return text
 
 
-def markdown(report: Report, language: str = "en") -> str:
-    """The table, what could not be measured and why, and what was measured on what."""
+def markdown(report: Report, language: str = "en", *, goals: bool = True) -> str:
+    """The table, what could not be measured and why, and what was measured on what. Without ``goals``: how much of what the machine allows
+    was reached, instead of what was meant to be."""
     words: dict[str, Any] = WORDS[language]
-    head = words["head"]
-    columns = [head[0], *ENGINES, *head[2:]]
-    rows = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * len(ENGINES) + "--:|---|---|"]
+    name, ratio_head, must_head, reach_head, limit_head = words["head"]
+    columns = [name, *ENGINES, ratio_head, *((must_head, reach_head) if goals else (limit_head,))]
+    rows = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(ENGINES) + 1) + ("---|---|" if goals else "--:|")]
     for line in lines(report):
         label = line.row.zh if language == "zh" else line.row.en
         unit = f", {line.row.unit}" + (", fp32" if line.weights == "fp32" else "")
         ratio = "–" if line.ratio is None else f"{line.ratio:.2f} ×"
-        reach = line.reach()
-        goal = "" if reach is None else _goal(reach, words)
-        if line.share is not None and not (reach and reach.percent):
-            goal += ("; " if goal else "") + words["limit"].format(line.share)
-        cells = [label + unit, _others(report, line), *(_cell(line, engine) for engine in ENGINES[1:])]
-        rows.append("| " + " | ".join([*cells, ratio, "; ".join(_goal(check, words) for check in line.must()) or "–", goal or "–"]) + " |")
+        last = _goals(line, words) if goals else ["–" if line.share is None else f"{line.share:.0%}"]
+        rows.append("| " + " | ".join([label + unit, _others(report, line), *(_cell(line, e) for e in ENGINES[1:]), ratio, *last]) + " |")
     missing = [
         f"- {note.engine} {note.weights}, {ROWS[note.row].en if note.row in ROWS else note.row}: {note.text}" for note in report.notes
     ]
-    return "\n".join([*rows, "", *([words["missing"], *missing, ""] if missing else []), _note(report, words["note"])])
+    note = _note(report, words["note"], words["marks"] if goals else "")
+    return "\n".join([*rows, "", *([words["missing"], *missing, ""] if missing else []), note])
 
 
-def _note(report: Report, words: str) -> str:
+def _goals(line: Line, words: Mapping[str, Any]) -> list[str]:
+    """What had to be reached, and what was to be tried for."""
+    reach = line.reach()
+    text = "" if reach is None else _goal(reach, words)
+    if line.share is not None and not (reach and reach.percent):
+        text += ("; " if text else "") + words["limit"].format(line.share)
+    return ["; ".join(_goal(check, words) for check in line.must()) or "–", text or "–"]
+
+
+def _note(report: Report, words: str, marks: str) -> str:
     about = report.about
     reps_of = about["settings"].get("reps_of", "").replace("=", " ").replace(",", ", ")
     limits = about.get("limits") or {"read_gb_s": 0.0, "float_gflops": 0.0, "int8_gops": 0.0}
@@ -110,6 +119,7 @@ def _note(report: Report, words: str) -> str:
         int8=limits["int8_gops"],
         versions=", ".join(f"{name} {version}" for name, version in about["versions"].items()),
         command=report.command(),
+        goals=marks,
     )
 
 

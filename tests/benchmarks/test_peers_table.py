@@ -176,9 +176,22 @@ def test_a_readme_is_filled_between_its_markers_only(language: str, tmp_path: Pa
         fill(readme, "x")
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readmes_can_be_filled(name: str, tmp_path: Path) -> None:
-    copy = tmp_path / name
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_readmes_show_the_share_of_the_limit_instead_of_goals(language: str) -> None:
+    report = made(("prefill", OCTAVO, "Q4_1", [940.0]), ("prefill", OPENVINO, "int8", [800.0]), ("startup", OCTAVO, "Q4_1", [1.0]))
+    text = markdown(report, language, goals=False)
+    heads, _, prefill, startup, *_ = text.splitlines()
+    assert heads.count("|") == prefill.count("|") == startup.count("|")
+    assert heads.endswith(f"| {WORDS[language]['head'][-1]} |")
+    assert prefill.endswith("| 1.18 × | 50% |")
+    assert startup.endswith("| – | – |")
+    assert "✓" not in text
+    assert "✗" not in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/benchmarks.md"])
+def test_the_documents_can_be_filled(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / Path(name).name
     copy.write_text((run.ROOT / name).read_text())
     fill(copy, "the table")
     assert "<!-- bench -->\nthe table\n<!-- /bench -->" in copy.read_text()
