@@ -111,7 +111,8 @@ Buffer<float> attend(AttentionPlan& plan, const IsaFamily& isa, const Cache& cac
   const std::int64_t width = h.num_heads * h.head_dim;
   Buffer<float> out(rows * width, std::nanf("")), scratch(attention_scratch_floats(h.group(), h.head_dim));
   const AttentionCall call{q.data(),    width,          out.data(), width,  cache.bytes.data(), cache.block_bytes,
-                           h.num_heads, h.num_kv_heads, h.head_dim, 0.125f, cache.type,         nullptr};
+                           h.num_heads, h.num_kv_heads, h.head_dim, 0.125f, cache.type,         nullptr,
+                           {}};
   for (int layer = 0; layer < 2; ++layer) {
     for (std::int32_t wave = 0; wave < plan.num_waves(); ++wave) {
       std::vector<std::int64_t> items(static_cast<std::size_t>(plan.wave_end(wave) - plan.wave_begin(wave)));

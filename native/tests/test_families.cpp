@@ -248,7 +248,8 @@ void test_attention(const IsaFamily& family, const AttentionCase& c, Random& ran
     Buffer<float> out(c.num_positions * ld), scratch(attention_scratch_floats(group, c.head_dim));
     const AttentionCall call{q.data(),   ld,          out.data(),  ld,
                              kv.data(),  block_bytes, c.num_heads, c.num_kv_heads,
-                             c.head_dim, 0.125f,      c.type,      c.rope ? &table : nullptr};
+                             c.head_dim, 0.125f,      c.type,      c.rope ? &table : nullptr,
+                             {}};
     for (std::int64_t first = 0; first < c.num_positions; first += tile_positions(group)) {
       const std::int64_t positions = std::min(tile_positions(group), c.num_positions - first);
       const AttentionTile tile{block_table.data(), first, c.first_position + first, positions};

@@ -3,8 +3,8 @@
 Float weights and an fp32 cache: the two differ by float32 rounding only, which two layers make about ten times larger.
 Where numbers are rounded on purpose, to fp16 in the cache or to int8 before an integer weight, both round by the same rule, but a
 value on the edge between two steps may fall on either side: 2⁻¹¹ of the value in fp16, 1/127 of its group's largest in
-int8. Every row of an fp16 cache has met such edges; of a small integer model's rows at least two in five have not, of an int8
-cache's a quarter.
+int8. Every row of an fp16 cache has met such edges; of a small integer model's rows at least half have not, of an int8 cache's a
+quarter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLOAT_TOLERANCE = 1e-5
 FP16_TOLERANCE = 1e-3
 """The same with edges of an fp16 cache."""
 INT8_TOLERANCE = 0.06
-"""The same with edges of int8 activations; two in five rows must be within ``FLOAT_TOLERANCE`` nevertheless."""
+"""The same with edges of int8 activations; half of the rows must be within ``FLOAT_TOLERANCE`` nevertheless."""
 KV_TOLERANCES: dict[KVDType, float] = {"fp32": FLOAT_TOLERANCE, "fp16": FP16_TOLERANCE, "int8": 0.01}
 """The same for each type of cache. In int8 edges are coarse but rare: a quarter of the rows must have met none."""
 
@@ -52,7 +52,7 @@ def row_errors(got: Float32Array, want: Float32Array) -> npt.NDArray[np.float64]
     return np.abs(got - want).max(axis=1) / np.sqrt((want.astype(np.float64) ** 2).mean(axis=1))
 
 
-def check(got: Float32Array, want: Float32Array, tolerance: float, without_edges: float = 0.4) -> None:
+def check(got: Float32Array, want: Float32Array, tolerance: float, without_edges: float = 0.5) -> None:
     """``without_edges``: the share of rows that must be within ``FLOAT_TOLERANCE`` where others may not."""
     error = row_errors(got, want)
     assert error.max() < tolerance, f"worst row {error.argmax()}: {error.max():.3g}"
@@ -80,10 +80,10 @@ def test_shapes(native: Backend, reference: Backend, shape: str, kv_dtype: KVDTy
 
 
 @pytest.mark.parametrize("type", EVERY_TYPE, ids=lambda t: t.name)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_weight_types(native: Backend, reference: Backend, type: TensorType, seed: int) -> None:
-    model = LittleLlama.of_type(type, seed=seed)
-    got, want = (all_logits(b, model, "fp32", num_threads=2) for b in (native, reference))
+def test_weight_types(native: Backend, reference: Backend, type: TensorType) -> None:
+    """Of three models, as a single one may be unlucky."""
+    models = [LittleLlama.of_type(type, seed=seed) for seed in range(3)]
+    got, want = (np.concatenate([all_logits(b, model, "fp32", num_threads=2) for model in models]) for b in (native, reference))
     check(got, want, FLOAT_TOLERANCE if type in FLOAT_TYPES else INT8_TOLERANCE)
 
 
