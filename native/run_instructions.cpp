@@ -13,7 +13,6 @@ constexpr std::int64_t kSerialKvFloats = 2048;     // of K and V: stores to line
 constexpr std::int64_t kLeastFloats = 4096;        // of a unit of a row-wise instruction
 constexpr std::int64_t kUnitFloats = 16384;        // the same, if there is enough for all threads
 constexpr std::int64_t kUnitsPerThread = 8;        // of a large instruction
-constexpr std::int64_t kMinUnitBytes = 8192;       // of weights
 constexpr std::int64_t kFewRows = 8;               // up to here reading weights is what takes the time, and units are
 constexpr std::int64_t kStreamBytes = 32 << 10;    // as long as this, or longer
 constexpr std::int64_t kAheadOfPhase = 384 << 10;  // of weights, that a waiting thread asks for: much of its own cache
@@ -86,19 +85,19 @@ Executor::Cut Executor::cut(const LinearOp& op) const {
   }
   const std::int64_t row_bytes = op.x.has_value() ? 4 * k : k + k / 4;
   Cut cut;
-  cut.rows_per_unit = std::max<std::int64_t>(48, kActivationBytes / row_bytes / 48 * 48);
-  if (rows <= cut.rows_per_unit * 3 / 2) cut.rows_per_unit = std::max<std::int64_t>(1, rows);
-  const std::int64_t wanted = kUnitsPerThread * pool_->size();
-  const std::int64_t least = rows > 4 ? 1 : ceil_div(kMinUnitBytes, std::max<std::int64_t>(1, bytes / panels));
-  cut.panels_per_unit = std::max(least, std::max(kStripPanels, panels / wanted / kStripPanels * kStripPanels));
-  cut.units = ceil_div(panels, cut.panels_per_unit) * ceil_div(rows, cut.rows_per_unit);
   cut.serial = rows == 0;
-  if (rows > 0 && rows <= kFewRows) {
-    cut.rows_per_unit = rows;
+  if (rows <= kFewRows) {
+    cut.rows_per_unit = std::max<std::int64_t>(1, rows);
     cut.panels_per_unit = 0;
     const std::int64_t pieces = bytes / pool_->size() / kStreamBytes;
-    cut.units = std::clamp<std::int64_t>(pieces, 1, kUnitsPerThread) * pool_->size();
+    cut.units = rows == 0 ? 0 : std::clamp<std::int64_t>(pieces, 1, kUnitsPerThread) * pool_->size();
+    return cut;
   }
+  cut.rows_per_unit = std::max<std::int64_t>(48, kActivationBytes / row_bytes / 48 * 48);
+  if (rows <= cut.rows_per_unit * 3 / 2) cut.rows_per_unit = rows;
+  cut.panels_per_unit =
+      std::max(kStripPanels, panels / (kUnitsPerThread * pool_->size()) / kStripPanels * kStripPanels);
+  cut.units = ceil_div(panels, cut.panels_per_unit) * ceil_div(rows, cut.rows_per_unit);
   return cut;
 }
 

@@ -38,8 +38,6 @@ class LLM(EngineHandle):
     def __init__(self, model: str = DEFAULT_MODEL, *, on_progress: Callable[[int, int], None] | None = None, **kwargs: Any) -> None:
         self.engine = LLMEngine.from_config(EngineConfig.from_kwargs(model=model, **kwargs), on_progress)
         self._counter = itertools.count()
-        self._num_outputs = 0
-        """How many have come, read or not."""
         self._inboxes: dict[str, deque[RequestOutput]] = {}
         """Outputs that have not been read yet, for each request under way: whoever steps the engine moves all of them on."""
 
@@ -137,12 +135,8 @@ class LLM(EngineHandle):
             for request_id, prompt, p in zip(request_ids, batch, params, strict=True):
                 self._add(request_id, prompt, p)
             with _Progress(len(batch), enabled=use_tqdm) as progress:
-                seen = self._num_outputs
                 while waiting:
                     self._step()
-                    if seen == self._num_outputs:
-                        continue
-                    seen = self._num_outputs
                     for request_id in [i for i in waiting if self._inboxes[i]]:
                         waiting.remove(request_id)
                         progress.advance(self._inboxes[request_id][-1])
@@ -194,7 +188,6 @@ class LLM(EngineHandle):
     def _step(self) -> None:
         for output in self.engine.step():
             self._inboxes[output.request_id].append(output)
-            self._num_outputs += 1
 
     def _drop(self, request_id: str) -> None:
         self.engine.abort_request(request_id)

@@ -189,7 +189,7 @@ def test_streams_that_a_long_prompt_disturbs(stub: Stub) -> None:
     first, second = asyncio.run(run_smooth(target, streams, longs, quiet_s=0.3))
     for found in (first, second):
         assert found.long_ttft_s >= 0.3
-        assert median(found.without_s) > 0.5 * TOKEN_S
+        assert min(found.without_s) > 0.5 * TOKEN_S
         assert median(found.during_s) > 2 * median(found.without_s)
         assert found.as_json()["p99_ratio"] == found.ratio > 1
     deadline = time.monotonic() + 5

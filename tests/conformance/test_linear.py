@@ -33,15 +33,20 @@ def inputs(rng: np.random.Generator, rows: int, width: int) -> npt.NDArray[np.fl
     return x.astype(np.float32)
 
 
+HALVED_TYPES = (TensorType.Q2_K, TensorType.Q3_K, TensorType.Q6_K)
+"""Types with a scale for every 16 weights; the other integer ones have one for 32."""
+
+
 def rounded_to_int8(x: npt.NDArray[np.float32]) -> Float64Array:
     """What integer weights see of x: written out group by group."""
     out = np.zeros(x.shape)
     for row in range(x.shape[0]):
         for start in range(0, x.shape[1], 32):
             group = x[row, start : start + 32]
-            scale = np.float32(max(abs(group))) / np.float32(127)
-            if scale > 0:
-                out[row, start : start + 32] = np.rint(group / scale).astype(np.float64) * float(scale)
+            most = np.float32(max(abs(group)))
+            if most > 0:
+                q = np.rint(group * (np.float32(127) / most))
+                out[row, start : start + 32] = q.astype(np.float64) * float(most / np.float32(127))
     return out
 
 
@@ -52,7 +57,7 @@ def expected(x: npt.NDArray[np.float32], tensor: Tensor) -> tuple[Float64Array, 
         seen, num_terms = x.astype(np.float64), x.shape[1]
         size = np.abs(w)
     else:  # per scale: an exact integer sum times two scales, and the minimum times the sum of x
-        seen, num_terms = rounded_to_int8(x), 2 * x.shape[1] // 16
+        seen, num_terms = rounded_to_int8(x), 2 * x.shape[1] // (16 if tensor.type in HALVED_TYPES else 32)
         minimum = minimum_of(tensor)
         size = np.abs(w - minimum) + np.abs(minimum)
     return seen @ w.T, (num_terms + 6) * UNIT * (np.abs(seen) @ size.T) + 1e-30

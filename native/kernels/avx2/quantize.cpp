@@ -1,13 +1,9 @@
-// The AVX2 family's quantiser of activations: eight groups of a row at a time, whose maxima and sums are found side by
-// side; what is left over, and what holds a group without a scale, one group after the other.
+// The AVX2 family's quantiser of activations: one group, and eight at a time.
+#include "../quantize_groups.hpp"
 #include "linear_simd.hpp"
 
 namespace octavo::avx2 {
 namespace {
-
-constexpr int kAtOnce = 8;                 // groups
-constexpr float kLeast = 127 * 0x1p-126f;  // below it the scale would be subnormal
-constexpr float kMost = 0x1p120f;          // from here on the sum might overflow
 
 OCTAVO_INLINE inline std::int32_t max_of_lanes(__m256i v) {
   __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -122,24 +118,8 @@ OCTAVO_INLINE inline bool quantize_groups(const float* x, std::int8_t* q, float*
 }  // namespace
 
 void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const QuantisedRows& out) {
-  const std::int64_t groups = k / kGroup;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t g = 0; g < groups;) {
-      const float* from = x + r * ldx + g * kGroup;
-      const std::int64_t at = r * groups + g;
-      std::int64_t next = g + kAtOnce;
-      if (next <= groups &&
-          quantize_groups(from, out.q + at * kGroup, out.scale + at, out.sum + at, out.part_sum + 2 * at)) {
-        g = next;
-        continue;
-      }
-      if (next > groups) next = groups;
-      for (std::int64_t i = 0; g < next; ++g, ++i) {
-        quantize_group(from + i * kGroup, out.q + (at + i) * kGroup, out.scale + at + i, out.sum + at + i,
-                       out.part_sum + 2 * (at + i));
-      }
-    }
-  }
+  const auto eight = [](auto... pointers) OCTAVO_INLINE { return quantize_groups(pointers...); };
+  quantize_rows_by(eight, quantize_group, x, ldx, rows, k, out);
 }
 
 }  // namespace octavo::avx2

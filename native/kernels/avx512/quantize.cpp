@@ -1,13 +1,9 @@
-// The AVX-512 family's quantiser of activations: eight groups of a row at a time, whose maxima and sums are found
-// side by side; what is left over, and what holds a group without a scale, one group after the other.
+// The AVX-512 family's quantiser of activations: one group, and eight at a time.
+#include "../quantize_groups.hpp"
 #include "linear_simd.hpp"
 
 namespace octavo::avx512 {
 namespace {
-
-constexpr int kAtOnce = 8;                 // groups
-constexpr float kLeast = 127 * 0x1p-126f;  // below it the scale would be subnormal
-constexpr float kMost = 0x1p120f;          // from here on the sum might overflow
 
 OCTAVO_INLINE inline __m256i halves_of(__m512i v, int half) {
   return half ? _mm512_extracti64x4_epi64(v, 1) : _mm512_castsi512_si256(v);
@@ -125,24 +121,8 @@ OCTAVO_INLINE inline bool quantize_groups(const float* x, std::int8_t* q, float*
 }  // namespace
 
 void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const QuantisedRows& out) {
-  const std::int64_t groups = k / kGroup;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t g = 0; g < groups;) {
-      const float* from = x + r * ldx + g * kGroup;
-      const std::int64_t at = r * groups + g;
-      std::int64_t next = g + kAtOnce;
-      if (next <= groups &&
-          quantize_groups(from, out.q + at * kGroup, out.scale + at, out.sum + at, out.part_sum + 2 * at)) {
-        g = next;
-        continue;
-      }
-      if (next > groups) next = groups;
-      for (std::int64_t i = 0; g < next; ++g, ++i) {
-        quantize_group(from + i * kGroup, out.q + (at + i) * kGroup, out.scale + at + i, out.sum + at + i,
-                       out.part_sum + 2 * (at + i));
-      }
-    }
-  }
+  const auto eight = [](auto... pointers) OCTAVO_INLINE { return quantize_groups(pointers...); };
+  quantize_rows_by(eight, quantize_group, x, ldx, rows, k, out);
 }
 
 }  // namespace octavo::avx512

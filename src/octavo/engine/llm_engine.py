@@ -269,8 +269,6 @@ class LLMEngine:
             request.metrics.finished_s = time.monotonic()
             self.metrics.request_latency.observe(request.metrics.finished_s - request.metrics.arrival_s)
             self.metrics.requests_finished.labels(state.finish_reason).inc()
-        elif state.silent:
-            return None
         return state.output()
 
     def _note_first_scheduled(self, output: SchedulerOutput, began_s: float) -> None:

@@ -7,46 +7,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from octavo.backends.arrays import CHOICE_ARRAYS, ENTRY_ARRAYS, OPTIONAL_CHOICE_ARRAYS, STEP_ARRAYS, check_array
 from octavo.backends.base import ChoiceBatch, CompileOptions, StepInput
-
-_STEP_ARRAYS = (
-    ("token_ids", np.int32, 1),
-    ("positions", np.int32, 1),
-    ("query_start_loc", np.int32, 1),
-    ("seq_lens", np.int32, 1),
-    ("block_tables", np.int32, 2),
-    ("slot_mapping", np.int64, 1),
-    ("logits_rows", np.int32, 1),
-)
-_CHOICE_ARRAYS = (
-    ("rows", np.int32),
-    ("temperature", np.float32),
-    ("top_k", np.int32),
-    ("top_p", np.float32),
-    ("min_p", np.float32),
-    ("seed", np.uint64),
-    ("branch", np.uint32),
-    ("position", np.uint32),
-    ("num_logprobs", np.int32),
-)
-_OPTIONAL_CHOICE_ARRAYS = (
-    ("typical_p", np.float32),
-    ("repetition_penalty", np.float32),
-    ("frequency_penalty", np.float32),
-    ("presence_penalty", np.float32),
-    ("report_rows", np.int32),
-)
-_ENTRY_ARRAYS = (
-    (("edit_choices", np.int32), ("edit_tokens", np.int32), ("edit_values", np.float32)),
-    (("count_choices", np.int32), ("count_tokens", np.int32), ("counts", np.int32)),
-    (("allowed_choices", np.int32), ("allowed_tokens", np.int32)),
-)
-
-
-def _array(name: str, array: npt.NDArray[Any], dtype: Any, ndim: int) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim or not array.flags.c_contiguous:
-        got = f"{array.dtype} with {array.ndim} dimensions" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{name} must be a C-contiguous {np.dtype(dtype).name} array with {ndim} dimensions, not {got}")
 
 
 def _length(name: str, array: npt.NDArray[Any], length: int, of: str) -> None:
@@ -68,8 +30,8 @@ def _all(name: str, array: npt.NDArray[Any], valid: npt.NDArray[np.bool_], hint:
 
 
 def check_step(step: StepInput, options: CompileOptions, vocab_size: int, num_blocks: int) -> None:
-    for name, dtype, ndim in _STEP_ARRAYS:
-        _array(name, getattr(step, name), dtype, ndim)
+    for name, dtype, ndim in STEP_ARRAYS:
+        check_array(name, getattr(step, name), dtype, ndim)
     num_tokens, num_seqs = len(step.token_ids), len(step.seq_lens)
     if num_tokens > options.max_tokens:
         raise ValueError(f"token_ids has {num_tokens} entries, but the program was compiled for max_tokens={options.max_tokens}")
@@ -113,13 +75,13 @@ def check_step(step: StepInput, options: CompileOptions, vocab_size: int, num_bl
 
 
 def check_choices(logits: npt.NDArray[np.float32], batch: ChoiceBatch) -> None:
-    _array("logits", logits, np.float32, 2)
+    check_array("logits", logits, np.float32, 2)
     num_rows, vocab_size = logits.shape
-    for name, choice_dtype in _CHOICE_ARRAYS:
-        _array(name, getattr(batch, name), choice_dtype, 1)
+    for name, choice_dtype in CHOICE_ARRAYS:
+        check_array(name, getattr(batch, name), choice_dtype, 1)
         _length(name, getattr(batch, name), len(batch.rows), "rows")
-    for name, optional_dtype in _OPTIONAL_CHOICE_ARRAYS:
-        _array(name, getattr(batch, name), optional_dtype, 1)
+    for name, optional_dtype in OPTIONAL_CHOICE_ARRAYS:
+        check_array(name, getattr(batch, name), optional_dtype, 1)
         if len(getattr(batch, name)):
             _length(name, getattr(batch, name), len(batch.rows), "rows")
 
@@ -138,11 +100,11 @@ def check_choices(logits: npt.NDArray[np.float32], batch: ChoiceBatch) -> None:
         _all(name, getattr(batch, name), np.isfinite(getattr(batch, name)), "must be finite")
     rows = batch.report_rows
     _all("report_rows", rows, (rows >= 0) & (rows < num_rows), f"must be in [0, {num_rows})")
-    for arrays in _ENTRY_ARRAYS:
+    for arrays in ENTRY_ARRAYS:
         (choices_name, _), (tokens_name, _) = arrays[:2]
         choices, tokens = getattr(batch, choices_name), getattr(batch, tokens_name)
         for name, entry_dtype in arrays:
-            _array(name, getattr(batch, name), entry_dtype, 1)
+            check_array(name, getattr(batch, name), entry_dtype, 1)
             _length(name, getattr(batch, name), len(choices), choices_name)
         _all(choices_name, choices, (choices >= 0) & (choices < len(batch.rows)), f"must be in [0, {len(batch.rows)})")
         _all(choices_name, choices, np.diff(choices) >= 0, "must be sorted by choice")
