@@ -158,8 +158,9 @@ int add_rope_table(PyExecutor& self, Array<double> inv_freq, double attention_fa
 }
 
 void emit_linear(PyExecutor& self, std::optional<Slice> x, std::optional<QuantisedSlice> quantised,
-                 const std::vector<std::pair<int, int>>& parts, std::optional<Slice> residual, const Slice& out) {
-  LinearOp op{x, quantised, {}, residual, out};
+                 const std::vector<std::pair<int, int>>& parts, std::optional<Slice> residual, const Slice& out,
+                 std::int64_t window) {
+  LinearOp op{x, quantised, {}, residual, out, window};
   for (const auto& [matrix, bias] : parts) op.parts.push_back({matrix, bias});
   PyExecutor::Use(self)->emit(std::move(op));
 }
@@ -448,7 +449,8 @@ NB_MODULE(_native, m) {
       .def("emit_rms_norm", emit<RmsNormOp, Slice, int, float, OptionalSlice, OptionalQuantised>(), "x"_a, "weight"_a,
            "eps"_a, "out"_a.none(), "quantised"_a.none())
       .def("emit_quantize", emit<QuantizeOp, Slice, QuantisedSlice>(), "x"_a, "out"_a)
-      .def("emit_linear", emit_linear, "x"_a.none(), "quantised"_a.none(), "parts"_a, "residual"_a.none(), "out"_a)
+      .def("emit_linear", emit_linear, "x"_a.none(), "quantised"_a.none(), "parts"_a, "residual"_a.none(), "out"_a,
+           "window"_a)
       .def("emit_rope", emit<RopeOp, Slice, int, std::int64_t, Slice>(), "x"_a, "table"_a, "head_dim"_a, "out"_a)
       .def("emit_write_kv", emit<WriteKvOp, Slice, Slice, int, std::int64_t>(), "k"_a, "v"_a, "table"_a, "layer"_a)
       .def("emit_attention", emit<AttentionOp, Slice, int, std::int64_t, std::int64_t, float, Slice>(), "q"_a,

@@ -10,6 +10,7 @@ namespace octavo {
 namespace {
 
 constexpr std::int64_t kPackPanels = 16;  // panels that a thread packs at a time
+constexpr std::int64_t kWindowUnit = 16;  // windows are of as many rows as each other, rounded up to this
 
 std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -97,6 +98,10 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
   for (const Instruction& instruction : instructions_) {
     if (const auto* norm = std::get_if<RmsNormOp>(&instruction)) floats = std::max(floats, norm->x.width);
     if (const auto* silu = std::get_if<SiluMulOp>(&instruction)) floats = std::max(floats, silu->gate.width);
+    if (const auto* op = std::get_if<LinearOp>(&instruction); op != nullptr && op->window > 0) {
+      const std::int64_t rows = op->out.logits ? options_.max_logits_rows : options_.max_tokens;
+      max_phases += static_cast<std::size_t>(2 * (rows / op->window));
+    }
     const auto* attention = std::get_if<AttentionOp>(&instruction);
     if (attention == nullptr) continue;
     max_phases += AttentionPlan::kMaxWaves - 1;
@@ -155,7 +160,7 @@ const float* Executor::run(const Step& step) {
   step_ = &step;
   for (auto& [group, plan] : plans_) plan->prepare(step, group, prefix_sharing_);
   phases_.clear();
-  for (std::size_t i = 0; i < instructions_.size(); ++i) add_phases(i);
+  for (std::size_t i = 0; i < instructions_.size();) i = add_phases(i);
   started_s_ = profiling_ ? now_s() : 0;
   StepJob job(*this);
   pool_->run(job, phases_.size());
@@ -163,16 +168,34 @@ const float* Executor::run(const Step& step) {
   return logits_data();
 }
 
-void Executor::add_phases(std::size_t instruction) {
+std::size_t Executor::add_phases(std::size_t instruction) {
+  const auto* linear = std::get_if<LinearOp>(&instructions_[instruction]);
+  if (linear != nullptr && linear->window > 0 && rows_of(linear->out.logits) > linear->window) {
+    add_windows(instruction, *linear, std::get<SiluMulOp>(instructions_[instruction + 1]));
+    return instruction + 2;
+  }
   phases_.push_back({instruction, std::visit([&](const auto& op) { return cut(op); }, instructions_[instruction])});
   const auto* attention = std::get_if<AttentionOp>(&instructions_[instruction]);
-  if (attention == nullptr) return;
+  if (attention == nullptr) return instruction + 1;
   const AttentionPlan& waves = plan(attention->num_heads);
   for (std::int32_t wave = 1; wave < waves.num_waves(); ++wave) {
     Cut cut;
     cut.first_unit = waves.wave_begin(wave);
     cut.units = waves.wave_end(wave) - cut.first_unit;
     phases_.push_back({instruction, cut});
+  }
+  return instruction + 1;
+}
+
+void Executor::add_windows(std::size_t instruction, const LinearOp& op, const SiluMulOp& reader) {
+  const std::int64_t rows = rows_of(op.out.logits);
+  const std::int64_t windows = (rows + op.window - 1) / op.window;
+  const std::int64_t each = std::min(op.window, round_up((rows + windows - 1) / windows, kWindowUnit));
+  for (std::int64_t first = 0; first < rows; first += each) {
+    Cut compute = cut(op, std::min(each, rows - first)), read = cut_rows(compute.rows, reader.gate.width);
+    compute.first_row = read.first_row = first;
+    phases_.push_back({instruction, compute});
+    phases_.push_back({instruction + 1, read});
   }
 }
 

@@ -95,8 +95,11 @@ class Executor {
     return handle < 0 ? nullptr : &ropes_[static_cast<std::size_t>(handle)]->table;
   }
 
-  // How an instruction is cut in this step: units are taken by threads from a counter.
+  // How an instruction, or its part for a window of rows, is cut in this step: units are taken by threads from a
+  // counter.
   struct Cut {
+    std::int64_t first_row = 0;  // of the window: in row 0 of what holds no more than that
+    std::int64_t rows = 0;       // of the window, or all
     std::int64_t first_unit = 0;
     std::int64_t units = 0;
     std::int64_t rows_per_unit = 1;
@@ -107,7 +110,8 @@ class Executor {
   Cut cut(const EmbeddingOp& op) const;
   Cut cut(const RmsNormOp& op) const;
   Cut cut(const QuantizeOp& op) const;
-  Cut cut(const LinearOp& op) const;
+  Cut cut(const LinearOp& op) const { return cut(op, rows_of(op.out.logits)); }
+  Cut cut(const LinearOp& op, std::int64_t rows) const;
   std::int64_t panels_of(const LinearOp& op) const;
   Cut cut(const RopeOp& op) const;
   Cut cut(const WriteKvOp& op) const;
@@ -127,8 +131,8 @@ class Executor {
   void run_unit(const AddOp& op, const Cut& cut, std::int64_t unit, float* scratch);
   void run_unit(const SelectRowsOp& op, const Cut& cut, std::int64_t unit, float* scratch);
 
-  // An instruction is a phase, attention one per wave: small ones are done right away by who starts them, others cut
-  // into units.
+  // An instruction is a phase, attention one per wave, a projection and a SiLU-mul that share windows of rows one per
+  // window in turn: small ones are done right away by who starts them, others cut into units.
   struct StepJob final : ThreadPool::Job {
     Executor& executor;
     explicit StepJob(Executor& e) : executor(e) {}
@@ -138,7 +142,8 @@ class Executor {
     }
     Ahead ahead(std::size_t phase, int thread_id) override { return executor.ahead(phase, thread_id); }
   };
-  void add_phases(std::size_t instruction);
+  std::size_t add_phases(std::size_t instruction);  // returns the next one
+  void add_windows(std::size_t instruction, const LinearOp& op, const SiluMulOp& reader);
   std::int64_t start_phase(std::size_t index, int thread_id);
   void run_unit_of(std::size_t phase, std::int64_t unit, int thread_id);
   void count_time(std::size_t phase);

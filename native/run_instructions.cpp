@@ -36,6 +36,7 @@ void for_unit_rows(std::int64_t total, std::int64_t per_unit, std::int64_t unit,
 Executor::Cut Executor::cut_rows(std::int64_t rows, std::int64_t floats_per_row) const {
   const std::int64_t floats = rows * floats_per_row, threads = pool_->size();
   Cut cut;
+  cut.rows = rows;
   cut.serial = floats <= kSerialFloats;
   cut.rows_per_unit = std::max<std::int64_t>(1, rows);
   if (!cut.serial) {  // as many units for each thread
@@ -74,8 +75,7 @@ Executor::Cut Executor::cut(const AttentionOp& op) const {
   return cut;
 }
 
-Executor::Cut Executor::cut(const LinearOp& op) const {
-  const std::int64_t rows = rows_of(op.out.logits);
+Executor::Cut Executor::cut(const LinearOp& op, std::int64_t rows) const {
   std::int64_t panels = 0, bytes = 0, k = 0;
   for (const LinearPart& part : op.parts) {
     const PackedMatrix& w = matrices_[static_cast<std::size_t>(part.matrix)].packed;
@@ -85,6 +85,7 @@ Executor::Cut Executor::cut(const LinearOp& op) const {
   }
   const std::int64_t row_bytes = op.x.has_value() ? 4 * k : k + k / 4;
   Cut cut;
+  cut.rows = rows;
   cut.serial = rows == 0;
   if (rows <= kFewRows) {
     cut.rows_per_unit = std::max<std::int64_t>(1, rows);
@@ -142,10 +143,9 @@ void Executor::run_unit(const QuantizeOp& op, const Cut& cut, std::int64_t unit,
 }
 
 void Executor::run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, float*) {
-  const std::int64_t rows = rows_of(op.out.logits);
-  const std::int64_t row_blocks = ceil_div(rows, cut.rows_per_unit);
-  const std::int64_t first_row = unit % row_blocks * cut.rows_per_unit;
-  const std::int64_t m = std::min(cut.rows_per_unit, rows - first_row);
+  const std::int64_t row_blocks = ceil_div(cut.rows, cut.rows_per_unit);
+  const std::int64_t out_row = unit % row_blocks * cut.rows_per_unit, first_row = cut.first_row + out_row;
+  const std::int64_t m = std::min(cut.rows_per_unit, cut.rows - out_row);
   std::int64_t begin = unit / row_blocks * cut.panels_per_unit;  // panels, counted through all parts
   std::int64_t end = begin + cut.panels_per_unit;
   if (cut.panels_per_unit == 0) {
@@ -171,7 +171,7 @@ void Executor::run_unit(const LinearOp& op, const Cut& cut, std::int64_t unit, f
         a.ldf = op.x->stride;
       }
       LinearOutput out{};
-      out.out = row(op.out, first_row) + column;
+      out.out = row(op.out, out_row) + column;
       out.ldo = op.out.stride;
       out.bias = part.bias < 0 ? nullptr : vectors_[static_cast<std::size_t>(part.bias)].data();
       if (op.residual.has_value()) {
@@ -257,9 +257,10 @@ void Executor::run_unit(const AttentionOp& op, const Cut& cut, std::int64_t unit
 }
 
 void Executor::run_unit(const SiluMulOp& op, const Cut& cut, std::int64_t unit, float* scratch) {
-  for_unit_rows(rows_of(op.gate.logits), cut.rows_per_unit, unit, [&](std::int64_t r) {
+  for_unit_rows(cut.rows, cut.rows_per_unit, unit, [&](std::int64_t in_row) {
+    const std::int64_t r = cut.first_row + in_row;
     float* out = op.out.has_value() ? row(*op.out, r) : scratch;
-    isa_.elementwise->silu_mul(row(op.gate, r), row(op.up, r), op.gate.width, out);
+    isa_.elementwise->silu_mul(row(op.gate, in_row), row(op.up, in_row), op.gate.width, out);
     if (op.quantised.has_value()) quantise(out, op.gate.width, r, 1, *op.quantised);
   });
 }

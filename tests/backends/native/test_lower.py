@@ -26,7 +26,7 @@ from octavo.program import Program, ProgramBuilder, RopeStyle, Rows, Value
 WIDTH, HEADS, HEAD_DIM = 64, 2, 32
 
 
-def llama(num_layers: int = 3) -> Program:
+def llama(num_layers: int = 3, mlp: int = 96) -> Program:
     b = ProgramBuilder("llama", 128)
     x = b.embedding("embed", 96, WIDTH)
     for i in range(num_layers):
@@ -34,7 +34,7 @@ def llama(num_layers: int = 3) -> Program:
         q, k, v = b.split(b.linear(h, {f"{i}.q": WIDTH, f"{i}.k": WIDTH, f"{i}.v": WIDTH}), [WIDTH] * 3)
         a = attend(b, rope(b, q), rope(b, k), v, i)
         x = b.add(x, b.linear(a, {f"{i}.o": WIDTH}))
-        gate, up = b.split(b.linear(b.rms_norm(x, f"{i}.n2", 1e-5), {f"{i}.gate": 96, f"{i}.up": 96}), [96, 96])
+        gate, up = b.split(b.linear(b.rms_norm(x, f"{i}.n2", 1e-5), {f"{i}.gate": mlp, f"{i}.up": mlp}), [mlp, mlp])
         x = b.add(x, b.linear(b.silu_mul(gate, up), {f"{i}.down": WIDTH}))
     return b.build(b.linear(b.rms_norm(b.select_rows(x), "n", 1e-5), {"embed": 96}))
 
@@ -122,11 +122,17 @@ def test_a_rotation_that_others_read_stays_an_instruction() -> None:
 
 @pytest.mark.parametrize("integer", [lambda name: True, lambda name: False, lambda name: name < "1"])
 @pytest.mark.parametrize("rows", [(1, 1), (7, 3), (512, 64)])
-def test_no_two_living_operands_share_memory(integer, rows: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
-    program = llama(2)
+@pytest.mark.parametrize("window", [0, 2, 32])
+@pytest.mark.parametrize("mlp", [32, 96])
+def test_no_two_living_operands_share_memory(  # type: ignore[no-untyped-def]
+    integer, rows: tuple[int, int], window: int, mlp: int
+) -> None:
+    program = llama(2, mlp)
     instructions = lower(program, integer)
     max_rows = {Rows.TOKENS: rows[0], Rows.LOGITS: rows[1]}
-    arena = Arena(program, instructions, max_rows)
+    pairs = [i for i, reader in enumerate(instructions[1:]) if isinstance(reader, SiluMulI)] if 0 < window < rows[0] else []
+    windows = {operand.buffer: window for i in pairs for operand in operands(instructions[i])[1] if isinstance(operand, Value)}
+    arena = Arena(program, instructions, max_rows, windows)
 
     def spans(operand: Value | Quantised) -> list[tuple[int, int]]:
         if isinstance(operand, Quantised):
@@ -135,10 +141,11 @@ def test_no_two_living_operands_share_memory(integer, rows: tuple[int, int]) -> 
             return [(q, q + n * width), *((begin, begin + n * width // 8) for begin in others)]
         spec = program.buffers[operand.buffer]
         begin = arena.offset(operand)
-        return [(begin, begin + 4 * row_stride(spec.width) * max_rows[spec.rows])]
+        return [(begin, begin + 4 * row_stride(spec.width) * windows.get(operand.buffer, max_rows[spec.rows]))]
 
     owner: dict[int, object] = {}  # 64-byte line → the last one who wrote there
-    for instruction in instructions:
+    order = [j for i in range(len(instructions)) for j in ((i, i + 1, i) if i in pairs else (i,))]  # two windows in turn
+    for instruction in (instructions[i] for i in order):
         reads, writes = operands(instruction)
         for operand in reads:
             key = operand if isinstance(operand, Quantised) else operand.buffer

@@ -6,10 +6,10 @@ apart (which would make them compete for the same cache sets).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from octavo.backends.native.instructions import Instruction, Operand, Quantised, operands
+from octavo.backends.native.instructions import Instruction, LinearI, Operand, Quantised, operands
 from octavo.program import Program, Rows, Value
 
 ALIGNMENT = 64
@@ -35,32 +35,41 @@ class _Interval:
 
 
 class Arena:
-    """``num_bytes`` in all; ``offset(operand)`` is where its buffer, or its int8 form, begins."""
+    """``num_bytes`` in all; ``offset(operand)`` is where its buffer, or its int8 form, begins.
 
-    def __init__(self, program: Program, instructions: Sequence[Instruction], max_rows: dict[Rows, int]) -> None:
+    ``windows``: the rows of the buffers that have room for less than all. What writes such a buffer takes turns with
+    the instruction after it, so what it reads must outlive that one.
+    """
+
+    def __init__(
+        self, program: Program, instructions: Sequence[Instruction], max_rows: Mapping[Rows, int], windows: Mapping[int, int]
+    ) -> None:
         self._program = program
         self._max_rows = max_rows
+        self._windows = windows
         self._intervals: dict[int | Quantised, _Interval] = {}
         for index, instruction in enumerate(instructions):
             reads, writes = operands(instruction)
+            again = isinstance(instruction, LinearI) and instruction.out.buffer in windows
             for operand in (*writes, *reads):
-                self._touch(operand, index)
-        self._touch(program.logits, len(instructions))
+                self._touch(operand, index, index + again)
+        self._touch(program.logits, len(instructions), len(instructions))
         self.num_bytes = self._place()
 
     def offset(self, operand: Operand) -> int:
         return self._intervals[_key(operand)].offset
 
-    def _touch(self, operand: Operand, index: int) -> None:
-        interval = self._intervals.setdefault(_key(operand), _Interval(self._size(operand), index, index))
-        interval.last = index
+    def _touch(self, operand: Operand, first: int, last: int) -> None:
+        interval = self._intervals.setdefault(_key(operand), _Interval(self._size(operand), first, last))
+        interval.last = last
 
     def _size(self, operand: Operand) -> int:
         if isinstance(operand, Quantised):
             rows, width = self._max_rows[operand.value.rows], operand.value.width
             return round_up(rows * width, ALIGNMENT) + 3 * round_up(rows * (width // GROUP) * 4, ALIGNMENT)
         spec = self._program.buffers[operand.buffer]
-        return round_up(self._max_rows[spec.rows] * row_stride(spec.width) * 4, ALIGNMENT)
+        rows = self._windows.get(operand.buffer, self._max_rows[spec.rows])
+        return round_up(rows * row_stride(spec.width) * 4, ALIGNMENT)
 
     def _place(self) -> int:
         """First fit in order of birth: below everything that is alive at the same time."""

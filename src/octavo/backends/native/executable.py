@@ -45,6 +45,7 @@ from octavo.backends.native.lower import lower
 from octavo.backends.native.packed_cache import PackedCache, Region
 from octavo.backends.native.packed_layout import PackedLayout, plan_layout, source_type
 from octavo.backends.native.records import LastBatch, LastStep, native_choices, native_step, nothing_asked
+from octavo.backends.native.windows import find_windows
 from octavo.config import KVDType
 from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
 from octavo.weights import dequantize
@@ -211,7 +212,8 @@ class _Emitter:
         for name in program.weights:
             self._tensor(name)
         self._instructions = lower(program, self._is_integer)
-        self._arena = Arena(program, self._instructions, self._max_rows)
+        self._windows = find_windows(program, self._instructions, self._max_rows)
+        self._arena = Arena(program, self._instructions, self._max_rows, self._windows)
         self._matrices: dict[str, int] = {}
         self._vectors: dict[str, int] = {}
         self._tables: dict[tuple[tuple[float, ...], float, RopeStyle], int] = {}
@@ -312,7 +314,10 @@ class _Emitter:
                 native.emit_quantize(place(x), self._quantised(quantised))
             case LinearI(x=maybe_x, quantised=quantised, parts=parts, residual=residual, out=out):
                 handles = [(self._matrices[w], -1 if bias is None else self._vector(bias)) for w, bias in parts]
-                native.emit_linear(place_or_none(maybe_x), quantised_or_none(quantised), handles, place_or_none(residual), place(out))
+                window = self._windows.get(out.buffer, 0)
+                native.emit_linear(
+                    place_or_none(maybe_x), quantised_or_none(quantised), handles, place_or_none(residual), place(out), window
+                )
             case RopeI(x=x, rope=rope, out=out):
                 native.emit_rope(place(x), self._table(rope), rope.head_dim, place(out))
             case WriteKVI(k=k, v=v, rope=maybe_rope, layer=layer):
