@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from octavo.backends.native.arena import Arena, quantised_parts, row_stride
+from octavo.backends.native.arena import Arena, quantised_parts, round_up, row_stride
 from octavo.backends.native.instructions import (
     AddI,
     AttentionI,
@@ -158,6 +158,35 @@ def test_no_two_living_operands_share_memory(  # type: ignore[no-untyped-def]
                 owner.update(dict.fromkeys(range(begin // 64, -(-end // 64)), key))
     begin, end = spans(program.logits)[0]
     assert all(owner[line] == program.logits.buffer for line in range(begin // 64, end // 64))
+
+
+@pytest.mark.parametrize("window", [0, 128])
+def test_the_arena_has_no_holes_where_a_7b_model_needs_most(window: int) -> None:
+    """As many bytes as are alive at once, with the proportions of hidden 4096 and mlp 11008."""
+    program = llama(3, 172)
+    instructions = lower(program, lambda name: True)
+    max_rows = {Rows.TOKENS: 512, Rows.LOGITS: 8}
+    wide = {i.out.buffer for i in instructions if isinstance(i, LinearI) and i.out.width == 2 * 172}
+    arena = Arena(program, instructions, max_rows, dict.fromkeys(wide, window) if window else {})
+
+    def num_bytes(operand: Value | Quantised) -> int:
+        if isinstance(operand, Quantised):
+            n, width = max_rows[operand.value.rows], operand.value.width
+            return quantised_parts(arena, operand, n)[3] - arena.offset(operand) + round_up(n * (width // 32) * 4, 64)
+        spec = program.buffers[operand.buffer]
+        rows = window if window and operand.buffer in wide else max_rows[spec.rows]
+        return round_up(4 * row_stride(spec.width) * rows, 64)
+
+    life: dict[Value | Quantised | int, tuple[int, int, int]] = {program.logits.buffer: (num_bytes(program.logits), 10**9, 0)}
+    for time, instruction in enumerate(instructions):
+        reads, writes = operands(instruction)
+        both = window > 0 and isinstance(instruction, LinearI) and instruction.out.buffer in wide
+        for operand in (*reads, *writes):
+            key = operand if isinstance(operand, Quantised) else operand.buffer
+            _, first, last = life.get(key, (0, time, time))
+            life[key] = num_bytes(operand), min(first, time), max(last, time + both)
+    most = max(sum(size for size, first, last in life.values() if first <= time <= last) for time in range(len(instructions)))
+    assert arena.num_bytes == most
 
 
 @pytest.mark.parametrize("width", [1, 16, 48, 576, 1008, 1024, 3072, 49152])

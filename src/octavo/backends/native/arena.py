@@ -6,7 +6,7 @@ apart (which would make them compete for the same cache sets).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo.backends.native.instructions import Instruction, LinearI, Operand, Quantised, operands
@@ -54,7 +54,7 @@ class Arena:
             for operand in (*writes, *reads):
                 self._touch(operand, index, index + again)
         self._touch(program.logits, len(instructions), len(instructions))
-        self.num_bytes = self._place()
+        self.num_bytes = self._place(min((_by_birth, _by_size), key=self._place))
 
     def offset(self, operand: Operand) -> int:
         return self._intervals[_key(operand)].offset
@@ -71,11 +71,14 @@ class Arena:
         rows = self._windows.get(operand.buffer, self._max_rows[spec.rows])
         return round_up(rows * row_stride(spec.width) * 4, ALIGNMENT)
 
-    def _place(self) -> int:
-        """First fit in order of birth: below everything that is alive at the same time."""
+    def _place(self, order: Callable[[_Interval], tuple[int, int]]) -> int:
+        """First fit in the given order: below everything that is alive at the same time. Returns the bytes in all.
+
+        In order of birth what follows lies where something has just been read; by size fewer holes are left.
+        """
         placed: list[_Interval] = []
         end = 0
-        for interval in sorted(self._intervals.values(), key=lambda i: (i.first, -i.num_bytes)):
+        for interval in sorted(self._intervals.values(), key=order):
             alive = sorted((p for p in placed if p.last >= interval.first and p.first <= interval.last), key=lambda p: p.offset)
             offset = 0
             for other in alive:
@@ -86,6 +89,14 @@ class Arena:
             placed.append(interval)
             end = max(end, offset + interval.num_bytes)
         return end
+
+
+def _by_birth(interval: _Interval) -> tuple[int, int]:
+    return interval.first, -interval.num_bytes
+
+
+def _by_size(interval: _Interval) -> tuple[int, int]:
+    return -interval.num_bytes, interval.first
 
 
 def _key(operand: Operand) -> int | Quantised:
