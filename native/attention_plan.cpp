@@ -41,7 +41,7 @@ AttentionPlan::AttentionPlan(std::int64_t num_kv_heads, std::int64_t head_dim, s
   unfinished_ = std::make_unique<std::atomic<std::int32_t>[]>(static_cast<std::size_t>(max_pairs_));
 }
 
-void AttentionPlan::prepare(const Step& step, std::int64_t group, bool share) {
+void AttentionPlan::prepare(const Step& step, std::int64_t group, bool logits, bool share) {
   tiles_.clear();
   items_.clear();
   chunks_.clear();
@@ -49,7 +49,8 @@ void AttentionPlan::prepare(const Step& step, std::int64_t group, bool share) {
   num_waves_ = 1;
   floats_used_ = floats_promised_ = 0;
   const std::int64_t positions = tile_positions(group);
-  for (std::int64_t s = 0; s < step.num_sequences(); ++s) {
+  if (logits) add_logits_tiles(step, positions);
+  for (std::int64_t s = 0; !logits && s < step.num_sequences(); ++s) {
     const std::int64_t end = step.query_start_loc[s + 1];
     for (std::int64_t row = step.query_start_loc[s]; row < end; row += positions) {
       tiles_.push_back(
@@ -70,6 +71,20 @@ void AttentionPlan::prepare(const Step& step, std::int64_t group, bool share) {
   for (std::int32_t wave = 0; wave < num_waves_; ++wave) {
     while (item < items_.size() && items_[item].wave == wave) ++item;
     wave_begin_[wave + 1] = static_cast<std::int64_t>(item);
+  }
+}
+
+// Neighbours among the logits rows that follow one another in a sequence share a tile.
+void AttentionPlan::add_logits_tiles(const Step& step, std::int64_t positions) {
+  std::int64_t s = 0;
+  for (std::int64_t row = 0; row < step.num_logits();) {
+    const std::int64_t token = step.logits_rows[row];
+    while (step.query_start_loc[s + 1] <= token) ++s;
+    const std::int64_t most = std::min({positions, step.query_start_loc[s + 1] - token, step.num_logits() - row});
+    std::int64_t count = 1;
+    while (count < most && step.logits_rows[row + count] == token + count) ++count;
+    tiles_.push_back({{step.block_tables + s * step.table_width, row, step.positions[token], count}});
+    row += count;
   }
 }
 

@@ -1,6 +1,6 @@
 // How one step's attention is cut into work: tiles of query rows times KV heads, and times splits where there would
 // otherwise be too little for all threads. Partitions that several tiles have in common are walked first, once for all
-// their rows. The plan is made once per step and serves every layer.
+// their rows. The plan is made once per step and serves every layer that asks for the same rows.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -23,11 +23,11 @@ class AttentionPlan {
   AttentionPlan(std::int64_t num_kv_heads, std::int64_t head_dim, std::int64_t max_group, std::int64_t max_tokens,
                 std::int64_t max_model_len, int num_threads);
 
-  // Cuts a step for `group` query heads per KV head. Allocates nothing. Without `share`, tiles walk alone: the same
-  // bits, to compare with.
-  void prepare(const Step& step, std::int64_t group, bool share);
+  // Cuts a step for `group` query heads per KV head. Allocates nothing. With `logits`, rows of q and out are the step's
+  // logits rows, and no others are computed. Without `share`, tiles walk alone: the same bits, to compare with.
+  void prepare(const Step& step, std::int64_t group, bool logits, bool share);
 
-  // At least one; each has items.
+  // At least one; each has items, but for the first where no rows are asked for.
   std::int32_t num_waves() const { return num_waves_; }
   std::int64_t wave_begin(std::int32_t wave) const { return wave_begin_[wave]; }
   std::int64_t wave_end(std::int32_t wave) const { return wave_begin_[wave + 1]; }
@@ -56,6 +56,7 @@ class AttentionPlan {
     std::int32_t pair;   // (tile, KV head) among those that are split
   };
 
+  void add_logits_tiles(const Step& step, std::int64_t positions);
   void share_prefixes(std::int64_t group);
   bool share_run(const SharedPrefixes::Run& run, std::int64_t group);
   void add_items(std::int32_t tile, std::int64_t group, bool split);

@@ -105,14 +105,15 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
     const auto* attention = std::get_if<AttentionOp>(&instruction);
     if (attention == nullptr) continue;
     max_phases += AttentionPlan::kMaxWaves - 1;
-    const std::int64_t group = attention->num_heads / options_.num_kv_heads;
+    const std::int64_t group = group_of(*attention);
     floats = std::max(floats, attention_scratch_floats(group, options_.head_dim));
-    const auto same = [&](const auto& entry) { return entry.first == group; };
-    if (std::none_of(plans_.begin(), plans_.end(), same)) {
-      plans_.emplace_back(
-          group, std::make_unique<AttentionPlan>(options_.num_kv_heads, options_.head_dim, group, options_.max_tokens,
-                                                 options_.max_model_len, pool_->size()));
-    }
+    const bool logits = attention->out.logits;
+    if (find_plan(group, logits) != nullptr) continue;
+    const std::int64_t max_rows =
+        logits ? std::min(options_.max_logits_rows, options_.max_tokens) : options_.max_tokens;
+    plans_.push_back({group, logits,
+                      std::make_unique<AttentionPlan>(options_.num_kv_heads, options_.head_dim, group, max_rows,
+                                                      options_.max_model_len, pool_->size())});
   }
   phases_.reserve(max_phases);
   find_shares();
@@ -146,19 +147,31 @@ void Executor::copy_block(std::int64_t source, std::int64_t destination) {
   if (source != destination) std::memcpy(to.data(), from.data(), from.size());
 }
 
-AttentionPlan& Executor::plan(std::int64_t num_heads) const {
-  const std::int64_t group = num_heads / options_.num_kv_heads;
-  for (const auto& [planned, plan] : plans_) {
-    if (planned == group) return *plan;
+const Executor::Planned* Executor::find_plan(std::int64_t group, bool logits) const {
+  for (const Planned& planned : plans_) {
+    if (planned.group == group && planned.logits == logits) return &planned;
   }
-  throw std::logic_error("attention over " + std::to_string(num_heads) + " heads was not planned");
+  return nullptr;
+}
+
+// Where all rows are logits rows, the plan of all rows serves both.
+bool Executor::spare(const Planned& planned) const {
+  return planned.logits && step_->num_logits() == step_->num_tokens() && find_plan(planned.group, false) != nullptr;
+}
+
+AttentionPlan& Executor::plan(const AttentionOp& op) const {
+  const Planned* planned = find_plan(group_of(op), op.out.logits);
+  if (spare(*planned)) planned = find_plan(group_of(op), false);
+  return *planned->plan;
 }
 
 const float* Executor::run(const Step& step) {
   check_step(step, {vocab_size_, options_.max_tokens, options_.max_logits_rows, options_.max_model_len, num_blocks_});
   if (step.num_tokens() == 0) return logits_data();
   step_ = &step;
-  for (auto& [group, plan] : plans_) plan->prepare(step, group, prefix_sharing_);
+  for (const Planned& planned : plans_) {
+    if (!spare(planned)) planned.plan->prepare(step, planned.group, planned.logits, prefix_sharing_);
+  }
   phases_.clear();
   for (std::size_t i = 0; i < instructions_.size();) i = add_phases(i);
   started_s_ = profiling_ ? now_s() : 0;
@@ -177,7 +190,7 @@ std::size_t Executor::add_phases(std::size_t instruction) {
   phases_.push_back({instruction, std::visit([&](const auto& op) { return cut(op); }, instructions_[instruction])});
   const auto* attention = std::get_if<AttentionOp>(&instructions_[instruction]);
   if (attention == nullptr) return instruction + 1;
-  const AttentionPlan& waves = plan(attention->num_heads);
+  const AttentionPlan& waves = plan(*attention);
   for (std::int32_t wave = 1; wave < waves.num_waves(); ++wave) {
     Cut cut;
     cut.first_unit = waves.wave_begin(wave);

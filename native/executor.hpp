@@ -150,7 +150,8 @@ class Executor {
   void find_shares();
   Ahead ahead(std::size_t phase, int thread_id) const;
   void quantise(const float* x, std::int64_t ldx, std::int64_t row, std::int64_t rows, const QuantisedSlice& out);
-  AttentionPlan& plan(std::int64_t num_heads) const;
+  std::int64_t group_of(const AttentionOp& op) const { return op.num_heads / options_.num_kv_heads; }
+  AttentionPlan& plan(const AttentionOp& op) const;
 
   IsaFamily isa_;
   ExecutorOptions options_;
@@ -176,7 +177,14 @@ class Executor {
     Cut cut;
   };
   std::vector<Phase> phases_;
-  std::vector<std::pair<std::int64_t, std::unique_ptr<AttentionPlan>>> plans_;  // by query heads per KV head
+  struct Planned {
+    std::int64_t group;  // query heads per KV head
+    bool logits;         // of the logits rows only
+    std::unique_ptr<AttentionPlan> plan;
+  };
+  const Planned* find_plan(std::int64_t group, bool logits) const;
+  bool spare(const Planned& planned) const;
+  std::vector<Planned> plans_;
   bool prefix_sharing_ = true;
   bool profiling_ = false;
   double choose_seconds_ = 0;

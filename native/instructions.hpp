@@ -69,7 +69,7 @@ struct WriteKvOp {
 };
 
 struct AttentionOp {
-  Slice q;
+  Slice q;    // as out: rows of all tokens or of the logits rows
   int table;  // rotates q on the way, or -1
   std::int64_t layer;
   std::int64_t num_heads;

@@ -71,7 +71,8 @@ Executor::Cut Executor::cut(const WriteKvOp& op) const {
 
 Executor::Cut Executor::cut(const AttentionOp& op) const {
   Cut cut;
-  cut.units = plan(op.num_heads).wave_end(0);
+  cut.units = plan(op).wave_end(0);
+  cut.serial = cut.units == 0;
   return cut;
 }
 
@@ -253,7 +254,7 @@ void Executor::run_unit(const AttentionOp& op, const Cut& cut, std::int64_t unit
   call.kv_type = options_.kv_type;
   call.rope = rope_table(op.table);
   const std::int64_t item = cut.first_unit + pool_->dealt(unit - cut.first_unit, cut.units);  // costly ones come first
-  plan(op.num_heads).run(item, *isa_.attention, call, scratch);
+  plan(op).run(item, *isa_.attention, call, scratch);
 }
 
 void Executor::run_unit(const SiluMulOp& op, const Cut& cut, std::int64_t unit, float* scratch) {

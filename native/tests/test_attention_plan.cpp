@@ -24,19 +24,15 @@ struct Heads {
 
 // A step's arrays as far as a plan looks at them.
 struct Arrays {
-  std::vector<std::int32_t> token_ids, positions, query_start_loc{0}, seq_lens, block_tables;
+  std::vector<std::int32_t> token_ids, positions, query_start_loc{0}, seq_lens, block_tables, logits_rows;
   std::int64_t table_width = 0;
 
   Step step() const {
-    return {token_ids,
-            positions,
-            query_start_loc,
-            seq_lens,
-            block_tables.data(),
-            static_cast<std::int64_t>(seq_lens.size()),
-            table_width,
-            {},
-            {}};
+    return {token_ids,           positions,
+            query_start_loc,     seq_lens,
+            block_tables.data(), static_cast<std::int64_t>(seq_lens.size()),
+            table_width,         {},
+            logits_rows};
   }
 };
 
@@ -125,6 +121,41 @@ Buffer<float> attend(AttentionPlan& plan, const IsaFamily& isa, const Cache& cac
   return out;
 }
 
+// Logits rows alone, few, most and none of the step's: the bits that they have among all rows, shared prefixes or not.
+void test_some_rows(AttentionPlan& plan, const IsaFamily& isa, const Cache& cache, Arrays arrays,
+                    const Buffer<float>& q, const Buffer<float>& want, Random& random) {
+  const std::int64_t width = cache.heads.num_heads * cache.heads.head_dim;
+  const auto rows = static_cast<std::int64_t>(arrays.positions.size());
+  for (const std::int64_t of_eight : {1, 7}) {
+    arrays.logits_rows.clear();
+    for (std::int64_t row = 0; row < rows; ++row) {
+      if (below(random, 8) < of_eight) arrays.logits_rows.push_back(static_cast<std::int32_t>(row));
+    }
+    if (arrays.logits_rows.empty()) arrays.logits_rows.push_back(static_cast<std::int32_t>(rows - 1));
+    const auto some = static_cast<std::int64_t>(arrays.logits_rows.size());
+    Buffer<float> some_q(some * width);
+    for (std::int64_t i = 0; i < some; ++i) {
+      std::memcpy(&some_q[i * width], &q[arrays.logits_rows[static_cast<std::size_t>(i)] * width],
+                  static_cast<std::size_t>(width) * sizeof(float));
+    }
+    const std::int64_t before = allocations;
+    plan.prepare(arrays.step(), cache.heads.group(), true, random() % 4 != 0);
+    const std::int64_t after = allocations;
+    check(after == before, "a plan of some rows allocates nothing");
+    const Buffer<float> out = attend(plan, isa, cache, some_q, some, random);
+    for (std::int64_t i = 0; i < some; ++i) {
+      const std::int64_t row = arrays.logits_rows[static_cast<std::size_t>(i)];
+      if (!check(std::memcmp(&out[i * width], &want[row * width], static_cast<std::size_t>(width) * sizeof(float)) == 0,
+                 isa.name + ": other bits of a logits row without the rest")) {
+        break;
+      }
+    }
+  }
+  arrays.logits_rows.clear();
+  plan.prepare(arrays.step(), cache.heads.group(), true, true);
+  check(plan.num_waves() == 1 && plan.wave_end(0) == 0, "no rows, no items");
+}
+
 void test_bits(const Heads& heads, KvType type, int num_threads, Random& random) {
   const Cache cache(heads, type, random);
   AttentionPlan plan(heads.num_kv_heads, heads.head_dim, heads.group(), 1400, 1400, num_threads);
@@ -137,11 +168,11 @@ void test_bits(const Heads& heads, KvType type, int num_threads, Random& random)
     const Buffer<float> q = normal_floats(rows * heads.num_heads * heads.head_dim, random, 2.0f);
     for (const IsaFamily& isa : available_isa_families()) {
       if (isa.name == "scalar" && round % 4 != 1) continue;  // slow
-      plan.prepare(arrays.step(), heads.group(), false);
+      plan.prepare(arrays.step(), heads.group(), false, false);
       check(plan.num_waves() == 1, "tiles that walk alone need nobody");
       const Buffer<float> alone = attend(plan, isa, cache, q, rows, random);
       const std::int64_t before = allocations;
-      plan.prepare(arrays.step(), heads.group(), true);
+      plan.prepare(arrays.step(), heads.group(), false, true);
       const std::int64_t after = allocations;
       check(before > 0 && after == before, "a plan allocates nothing");
       waves.insert(plan.num_waves());
@@ -151,6 +182,8 @@ void test_bits(const Heads& heads, KvType type, int num_threads, Random& random)
       for (std::int64_t i = 0; i < alone.size(); ++i) {
         if (!check(std::isfinite(alone[i]), isa.name + ": a row without an output")) break;
       }
+      Random of_rows(static_cast<std::uint64_t>(rows));  // the trees above stay as they are
+      test_some_rows(plan, isa, cache, arrays, q, alone, of_rows);
     }
   }
   check(waves.contains(1) && waves.contains(2) && waves.contains(3), "steps with and without shared runs, also nested");
@@ -221,13 +254,13 @@ void test_samples() {
       sequences[i].table.push_back(100 + static_cast<std::int32_t>(i));
     }
     Arrays arrays = arrays_of(sequences);
-    plan.prepare(arrays.step(), 3, true);
+    plan.prepare(arrays.step(), 3, false, true);
     check(plan.num_waves() == 2, "samples share their prompt");
     check(plan.wave_end(1) - plan.wave_begin(1) == 8 * 3, "then each goes on alone");
     check(plan.wave_end(0) < 8 * 3, "together they are fewer");
     for (std::size_t i = 0; i < sequences.size(); ++i) sequences[i].table[0] = 200 + static_cast<std::int32_t>(i);
     arrays = arrays_of(sequences);
-    plan.prepare(arrays.step(), 3, true);
+    plan.prepare(arrays.step(), 3, false, true);
     check(plan.num_waves() == 1, "blocks behind different ones are not shared");
   }
 }

@@ -38,11 +38,11 @@ struct Model {
     arena_bytes += kTokens * (width + 16) * 4;
     return slice;
   }
-  QuantisedSlice quantised(std::int64_t width) {
+  QuantisedSlice quantised(std::int64_t width, bool logits = false) {
     const std::int64_t q = arena_bytes, scale = q + kTokens * width, sum = scale + kTokens * width / kGroup * 4;
     const std::int64_t part_sum = sum + kTokens * width / kGroup * 4;
     arena_bytes = part_sum + kTokens * width / kGroup * 4;
-    return {q, scale, sum, part_sum, width, false};
+    return {q, scale, sum, part_sum, width, logits};
   }
   int matrix(SourceType source, std::int64_t n, std::int64_t k, Random& random) {
     const WeightFormat format = packed_format(source);
@@ -53,7 +53,8 @@ struct Model {
     return handle;
   }
 
-  Model(const IsaFamily& isa, int num_threads, KvType type)
+  // `early`: logits rows are selected before attention, not before the logits.
+  Model(const IsaFamily& isa, int num_threads, KvType type, bool early = false)
       : executor(std::make_unique<Executor>(
             isa, ExecutorOptions{num_threads, type, kTokens, kTokens, kModelLength, 1, 1, kHeadDim})) {
     Random random(5);
@@ -66,12 +67,12 @@ struct Model {
               bias_of_qkv = executor->add_vector({bias.data(), 64});
     const double frequencies[] = {1, 0.5, 0.25, 0.125, 0.06, 0.03, 0.01, 0.001};
     const int table = executor->add_rope_table(frequencies, 1.0, RopeStyle::HALF_SPLIT);
-    const Slice x = slice(kHidden), heads = slice(64), attended = slice(32), sum = slice(kHidden),
-                wide = slice(2 * kHidden);
-    const Slice product = slice(kHidden), last = slice(kHidden), rotated = slice(kHidden),
-                chosen = slice(kHidden, true);
+    const Slice x = slice(kHidden), heads = slice(64), attended = slice(32, early), sum = slice(kHidden, early),
+                wide = slice(2 * kHidden, early);
+    const Slice product = slice(kHidden, early), last = slice(kHidden, early), rotated = slice(kHidden, early),
+                chosen = slice(kHidden, true), chosen_q = slice(32, true);
     const Slice logits = slice(kVocabulary, true);
-    const QuantisedSlice normed = quantised(kHidden), attended_q = quantised(32);
+    const QuantisedSlice normed = quantised(kHidden), attended_q = quantised(32, early);
     const auto part = [](const Slice& s, std::int64_t at, std::int64_t width) {
       return Slice{s.offset + 4 * at, s.stride, width, s.logits};
     };
@@ -80,15 +81,17 @@ struct Model {
     executor->emit(RmsNormOp{x, weight, 1e-5f, {}, normed});
     executor->emit(LinearOp{{}, normed, {{qkv, bias_of_qkv}}, {}, heads});
     executor->emit(WriteKvOp{k, v, table, 0});
-    executor->emit(AttentionOp{q, table, 0, kHeads, 0.25f, attended});
+    if (early) executor->emit(SelectRowsOp{q, chosen_q});
+    if (early) executor->emit(SelectRowsOp{x, chosen});
+    executor->emit(AttentionOp{early ? chosen_q : q, table, 0, kHeads, 0.25f, attended});
     executor->emit(QuantizeOp{attended, attended_q});
-    executor->emit(LinearOp{{}, attended_q, {{project, -1}}, x, sum});
+    executor->emit(LinearOp{{}, attended_q, {{project, -1}}, early ? chosen : x, sum});
     executor->emit(LinearOp{sum, {}, {{gate_up, -1}}, {}, wide});
     executor->emit(SiluMulOp{part(wide, 0, kHidden), part(wide, kHidden, kHidden), product, {}});
     executor->emit(AddOp{product, sum, last});
     executor->emit(RopeOp{last, table, kHeadDim, rotated});
-    executor->emit(SelectRowsOp{rotated, chosen});
-    executor->emit(LinearOp{chosen, {}, {{embedding, -1}}, {}, logits});
+    if (!early) executor->emit(SelectRowsOp{rotated, chosen});
+    executor->emit(LinearOp{early ? rotated : chosen, {}, {{embedding, -1}}, {}, logits});
     executor->finish(arena_bytes, logits, kVocabulary);
     executor->allocate_kv(kBlocks, true);
   }
@@ -171,15 +174,49 @@ void test_same_logits(KvType type) {
   }
 }
 
+// Rows that nobody asks for are left out, wherever they are selected: the same logits of the others, and of later
+// steps.
+void test_some_logits(Random& random) {
+  for (const IsaFamily& isa : available_isa_families()) {
+    Model late(isa, 1, KvType::F16), early(isa, 3, KvType::F16, true);
+    const Buffer<float> want = chunked(late, 60, 16);
+    check(same(chunked(early, 60, 16), want), isa.name + ": other logits where all are asked for early");
+    for (int round = 0; round < 12; ++round) {
+      Arrays arrays;
+      std::vector<std::int64_t> wanted;  // positions
+      const auto begin = static_cast<std::int32_t>(16 * below(random, 3));
+      const auto end = begin + 1 + static_cast<std::int32_t>(below(random, 28));
+      arrays.add(1, 0, end - begin);
+      arrays.add(0, begin, end);
+      const auto all = arrays.logits_rows;
+      arrays.logits_rows.clear();
+      for (const std::int32_t row : all) {
+        if (round == 0 || below(random, 4) >= round % 5) continue;
+        arrays.logits_rows.push_back(row);
+        wanted.push_back(row < end - begin ? -1 : begin + row - (end - begin));
+      }
+      const float* logits = early.executor->run(arrays.step());
+      for (std::size_t i = 0; i < wanted.size(); ++i) {
+        if (wanted[i] < 0) continue;
+        const float* row = logits + static_cast<std::int64_t>(i) * early.executor->logits().stride;
+        check(std::memcmp(row, &want[wanted[i] * kVocabulary], kVocabulary * sizeof(float)) == 0,
+              isa.name + ": other logits of a row that was asked for");
+      }
+    }
+  }
+}
+
 // Steps of any shape allocate nothing, the first one neither.
 void test_allocations() {
   for (const int threads : {1, 3}) {
-    Model model(available_isa_families().front(), threads, KvType::F16);
-    std::vector<Arrays> steps(4);
+    Model model(available_isa_families().front(), threads, KvType::F16, threads == 3);
+    std::vector<Arrays> steps(5);
     steps[0].add(0, 0, 60);
     for (std::int32_t id = 0; id < 16; ++id) steps[1].add(id, 70, 71);
     for (std::int32_t id = 0; id < 4; ++id) steps[2].add(0, 80 - id, 81);
     steps[3].add(1, 3, 50);
+    steps[4].add(1, 3, 50);
+    steps[4].logits_rows = {1, 2, 40};
     const std::int64_t before = allocations;
     for (const Arrays& arrays : steps) model.executor->run(arrays.step());
     const std::int64_t after = allocations;
@@ -302,6 +339,7 @@ int main() {
   test_same_logits(KvType::F32);
   test_same_logits(KvType::F16);
   test_same_logits(KvType::INT8);
+  test_some_logits(random);
   test_allocations();
   test_faulty_steps(random);
   test_choices(random);

@@ -45,6 +45,7 @@ from octavo.backends.native.lower import lower
 from octavo.backends.native.packed_cache import PackedCache, Region
 from octavo.backends.native.packed_layout import PackedLayout, plan_layout, source_type
 from octavo.backends.native.records import LastBatch, LastStep, native_choices, native_step, nothing_asked
+from octavo.backends.native.select_early import select_early
 from octavo.backends.native.windows import find_windows
 from octavo.config import KVDType
 from octavo.program import Embedding, Program, Rope, RopeStyle, Rows, Value
@@ -202,6 +203,7 @@ class _Emitter:
         packed_cache: PackedCache | None,
         originals: Mapping[str, Tensor],
     ) -> None:
+        program = select_early(program)
         self._program = program
         self._tensors = tensors
         self._dequantize = options.dequantize
