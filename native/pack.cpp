@@ -126,8 +126,8 @@ void write_two_level_scale(const GroupLayout& layout, const TwoLevelScale& f, st
   for (int h = 0; h < layout.parts; ++h) factors[16 * h] = static_cast<std::uint8_t>(f.s[h] | f.t[h] << 4);
 }
 
-void pack_column_groups(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
-                        std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
+void pack_column_groups(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t groups,
+                        std::int64_t column, std::uint8_t* panel) {
   const GroupLayout layout = group_layout(target);
   SourceGroup group;
   for (std::int64_t g = 0; g < groups; ++g) {
@@ -138,13 +138,7 @@ void pack_column_groups(SourceType source, WeightFormat target, const std::uint8
       write_two_level_scale(layout, read_two_level_scale(source, row, g), place, column, header);
     } else {
       write_half(header + column * 2, float_to_half(group.scale[0]));
-      const std::uint16_t minimum = float_to_half(group.minimum[0]);
-      if ((source == SourceType::Q4_0 || source == SourceType::Q5_0) && !std::isfinite(half_to_float(minimum))) {
-        refuse(std::string(name(source)) + " scale " + std::to_string(group.scale[0]) + " of row " +
-               std::to_string(row_index) + ", block " + std::to_string(g) + ": " +
-               (source == SourceType::Q4_0 ? "-8" : "-16") + " times it is not a finite half");
-      }
-      if (layout.has_minimum) write_half(header + 32 + column * 2, minimum);
+      if (layout.has_minimum) write_half(header + 32 + column * 2, float_to_half(group.minimum[0]));
     }
     std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
     write_quants(layout, group.q, vectors);
@@ -202,6 +196,10 @@ const char* name(WeightFormat format) {
       return "INT4_G32";
     case WeightFormat::INT5_G32:
       return "INT5_G32";
+    case WeightFormat::OFFSET4_G32:
+      return "OFFSET4_G32";
+    case WeightFormat::OFFSET5_G32:
+      return "OFFSET5_G32";
     case WeightFormat::INT4_K:
       return "INT4_K";
     case WeightFormat::INT5_K:
@@ -231,9 +229,11 @@ WeightFormat packed_format(SourceType source) {
     case SourceType::IQ4_XS:
       return WeightFormat::TABLE4_K;
     case SourceType::Q4_0:
+      return WeightFormat::OFFSET4_G32;
     case SourceType::Q4_1:
       return WeightFormat::INT4_G32;
     case SourceType::Q5_0:
+      return WeightFormat::OFFSET5_G32;
     case SourceType::Q5_1:
       return WeightFormat::INT5_G32;
     case SourceType::Q4_K:
@@ -307,7 +307,7 @@ void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::
           pack_column_16_bits(row, k, c, panel);
           break;
         default:
-          pack_column_groups(source, target, row, row_index, k / kGroup, c, panel);
+          pack_column_groups(source, target, row, k / kGroup, c, panel);
           break;
       }
     }

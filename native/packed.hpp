@@ -11,6 +11,8 @@
 //   INT4_G32  per group of 32 k: 16 half scales, 16 half minimums, then 4 vectors of 64 bytes: byte (column, i) of
 //             vector j holds k = 8j+i in its low and k = 8j+4+i in its high nibble, i < 4          (320 bytes)
 //   INT5_G32  as INT4_G32, then a vector of fifth bits: bit b of byte (column, i) belongs to k = 4b+i  (384 bytes)
+//   OFFSET4_G32  as INT4_G32, without minimums                                                         (288 bytes)
+//   OFFSET5_G32  as INT5_G32, without minimums                                                         (352 bytes)
 //   INT4_K    per block of 256 k: 16 half d, 16 half e, per group of 32 k 16 bytes that hold s in their lower six and
 //             the upper bits of t in their upper two bits, then 4 times 16 bytes, of which number i holds the lower
 //             bits of group i's t in its low and those of group i + 4's in its high nibbles, then per group the 4
@@ -28,8 +30,8 @@
 //   TABLE4_K  per block of 256 k: 16 half d, 32 bytes of zeros, per group of 32 k 16 signed bytes s, then per group the
 //             4 vectors of INT4_G32; a group's scale is d * s                                          (2240 bytes)
 //
-// A weight is scale * q (INT8, signed), scale * (q - 32) (INT6), scale * (q - 4) (INT3), scale * kTable4[q] (TABLE4),
-// or scale * q + minimum in the others, with 0 <= q < 2^bits.
+// A weight is scale * q (INT8, signed), scale * (q - 32) (INT6), scale * (q - 4) (INT3), scale * (q - 8) (OFFSET4),
+// scale * (q - 16) (OFFSET5), scale * kTable4[q] (TABLE4), or scale * q + minimum in the others, with 0 <= q < 2^bits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -50,6 +52,8 @@ enum class WeightFormat : std::uint8_t {
   INT2_K,
   TABLE4_G32,
   TABLE4_K,
+  OFFSET4_G32,
+  OFFSET5_G32,
 };
 
 inline constexpr std::int64_t kPanelColumns = 16;
@@ -98,6 +102,10 @@ constexpr GroupLayout group_layout(WeightFormat format) {
       return {4, 1, 0, true, 1, 64, 4 * kVectorBytes};
     case WeightFormat::INT5_G32:
       return {5, 1, 0, true, 1, 64, 5 * kVectorBytes};
+    case WeightFormat::OFFSET4_G32:
+      return {4, 1, 8, false, 1, 32, 4 * kVectorBytes};
+    case WeightFormat::OFFSET5_G32:
+      return {5, 1, 16, false, 1, 32, 5 * kVectorBytes};
     case WeightFormat::INT4_K:
       return {4, 1, 0, true, 8, 64 + 8 * 24, 4 * kVectorBytes};
     case WeightFormat::INT5_K:

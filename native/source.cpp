@@ -190,12 +190,12 @@ void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, Sour
     case SourceType::Q8_0:
       return fill(out, read_half(b), 0, [=](int i) { return b[2 + i]; });
     case SourceType::Q4_0:
-      return fill(out, read_half(b), -8 * read_half(b), [=](int i) { return field<16, 4>(b + 2, i); });
+      return fill(out, read_half(b), 0, [=](int i) { return field<16, 4>(b + 2, i) - 8; });
     case SourceType::Q4_1:
       return fill(out, read_half(b), read_half(b + 2), [=](int i) { return field<16, 4>(b + 4, i); });
     case SourceType::Q5_0:
-      return fill(out, read_half(b), -16 * read_half(b),
-                  [=](int i) { return field<16, 4>(b + 6, i) | field<1, 1>(b + 2, i) << 4; });
+      return fill(out, read_half(b), 0,
+                  [=](int i) { return (field<16, 4>(b + 6, i) | field<1, 1>(b + 2, i) << 4) - 16; });
     case SourceType::Q5_1:
       return fill(out, read_half(b), read_half(b + 2),
                   [=](int i) { return field<16, 4>(b + 8, i) | field<1, 1>(b + 4, i) << 4; });

@@ -44,7 +44,7 @@ constexpr bool float_source(SourceType source) {
 // and IQ4_XS kTable4[q[i]] takes the place of q[i].
 struct SourceGroup {
   float scale[2], minimum[2];
-  std::int8_t q[32];  // signed in Q8_0, Q3_K and Q6_K, and 0 … 2^bits - 1 elsewhere
+  std::int8_t q[32];  // signed in Q8_0, Q4_0, Q5_0, Q3_K and Q6_K, and 0 … 2^bits - 1 elsewhere
 };
 
 // Group g of a row of a type that is no float.

@@ -115,12 +115,21 @@ struct FormatName {
   const char* name;
   WeightFormat format;
 };
-constexpr FormatName kFormats[] = {
-    {"f32", WeightFormat::F32},         {"f16", WeightFormat::F16},       {"bf16", WeightFormat::BF16},
-    {"int8", WeightFormat::INT8_G32},   {"int5", WeightFormat::INT5_G32}, {"int4", WeightFormat::INT4_G32},
-    {"int5k", WeightFormat::INT5_K},    {"int4k", WeightFormat::INT4_K},  {"int6k", WeightFormat::INT6_K},
-    {"int3k", WeightFormat::INT3_K},    {"int2k", WeightFormat::INT2_K},  {"table4", WeightFormat::TABLE4_G32},
-    {"table4k", WeightFormat::TABLE4_K}};
+constexpr FormatName kFormats[] = {{"f32", WeightFormat::F32},
+                                   {"f16", WeightFormat::F16},
+                                   {"bf16", WeightFormat::BF16},
+                                   {"int8", WeightFormat::INT8_G32},
+                                   {"int5", WeightFormat::INT5_G32},
+                                   {"int4", WeightFormat::INT4_G32},
+                                   {"int5k", WeightFormat::INT5_K},
+                                   {"int4k", WeightFormat::INT4_K},
+                                   {"int6k", WeightFormat::INT6_K},
+                                   {"int3k", WeightFormat::INT3_K},
+                                   {"int2k", WeightFormat::INT2_K},
+                                   {"table4", WeightFormat::TABLE4_G32},
+                                   {"table4k", WeightFormat::TABLE4_K},
+                                   {"offset4", WeightFormat::OFFSET4_G32},
+                                   {"offset5", WeightFormat::OFFSET5_G32}};
 
 // Plausible bytes: floats around 1, quants of any value, scales around 2^-7.
 void fill(const PackedMatrix& w, std::uint8_t* data) {

@@ -34,15 +34,26 @@ OCTAVO_INLINE inline void add_products(Index<Count>, __m256i products, __m256i& 
 }
 
 // What the parts of a block of groups take from a row's sums: the start of an integer sum, or x_sum.
+template <class W>
 union PartSums {
-  alignas(32) std::int32_t start[kBlockOfParts][2];
-  alignas(32) float x_sum[kBlockOfParts][2];
+  alignas(32) std::int32_t start[kBlockOfParts][W::kParts];
+  alignas(32) float x_sum[kBlockOfParts][W::kParts];
 };
 
-// Of the 8 groups from `part_sum` and `scale` on. With one part there is nothing to prepare.
+// Of the 8 groups, or as many as there are `left`, from `part_sum` and `scale` on. With minimums of whole groups there
+// is nothing to prepare.
 template <class W>
-OCTAVO_INLINE inline void prepare(const std::int16_t* part_sum, const float* scale, PartSums& sums) {
-  if constexpr (W::kParts == 1) return;
+OCTAVO_INLINE inline void prepare(const std::int16_t* part_sum, const float* scale, std::int64_t left,
+                                  PartSums<W>& sums) {
+  if constexpr (W::kMinimum && W::kParts == 1) return;
+  if constexpr (W::kParts == 1) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)), lanes);
+    const __m256i pairs = _mm256_maskload_epi32(reinterpret_cast<const int*>(part_sum), mask);
+    const __m256i start = _mm256_madd_epi16(pairs, _mm256_set1_epi16(-W::kOffset));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sums.start), start);
+    return;
+  }
   unroll<2>([&](auto i) OCTAVO_INLINE {
     const __m256i sum = _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(part_sum) + i));
     if constexpr (W::kOffset != 0) {
@@ -59,7 +70,7 @@ OCTAVO_INLINE inline void prepare(const std::int16_t* part_sum, const float* sca
 // `x_sum`: the group's, where it has one part.
 template <class W>
 OCTAVO_INLINE inline __m256 finish_part(__m256i sum, __m256i wide, __m256 scale, __m256 minimum, __m256 xs,
-                                        const float* x_sum, const PartSums& sums, std::int64_t group, int part,
+                                        const float* x_sum, const PartSums<W>& sums, std::int64_t group, int part,
                                         __m256 acc) {
   __m256i total = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
   if constexpr (kMaddubs<W> < W::kVectors) total = _mm256_add_epi32(total, wide);
@@ -83,14 +94,16 @@ void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t row, 
   const float* x_scale = a.scale + row * groups;
   const float* x_sum = a.sum + row * groups;
   const std::int16_t* part_sum = a.part_sum + row * groups * 2;
-  PartSums sums[R];
+  PartSums<W> sums[R];
   __m256 acc[R][2];
   unroll<R>([&](auto i) OCTAVO_INLINE { acc[i][0] = acc[i][1] = _mm256_setzero_ps(); });
   for (std::int64_t first = 0; first < groups; first += W::kLayout.groups, p += W::kBlockBytes) {
-    unroll<R>([&](auto i) OCTAVO_INLINE {
-      const std::int64_t at = i * groups + first;
-      prepare<W>(part_sum + 2 * at, x_scale + at, sums[i]);
-    });
+    if (first % kBlockOfParts == 0) {
+      unroll<R>([&](auto i) OCTAVO_INLINE {
+        const std::int64_t at = i * groups + first;
+        prepare<W>(part_sum + 2 * at, x_scale + at, groups - first, sums[i]);
+      });
+    }
     typename W::Factors factors;
     W::spread(p, factors);
     for (std::int64_t b = 0; b < W::kLayout.groups; ++b) {
@@ -117,7 +130,7 @@ void direct_tile(const PackedMatrix& w, const Activations& a, std::int64_t row, 
             const std::int64_t at = i * groups + g;
             const __m256 xs = _mm256_broadcast_ss(x_scale + at);
             acc[i][h] =
-                finish_part<W>(sum[i][h], wide[i][h], scale, minimum, xs, x_sum + at, sums[i], b, part, acc[i][h]);
+                finish_part<W>(sum[i][h], wide[i][h], scale, minimum, xs, x_sum + at, sums[i], g, part, acc[i][h]);
           });
         });
       });
@@ -171,12 +184,12 @@ struct StretchRows {
 template <class W, int R>
 __attribute__((noinline)) void widened_tile(Ahead ahead, const Scratch<W>& scratch, std::int64_t stretch,
                                             const StretchRows& x, float (*acc)[kPanelColumns]) {
-  PartSums sums[R];
+  PartSums<W> sums[R];
   for (std::int64_t g = 0; g < stretch; ++g) {
-    if (W::kParts > 1 && g % kBlockOfParts == 0) {
+    if (g % kBlockOfParts == 0) {
       unroll<R>([&](auto i) OCTAVO_INLINE {
         const std::int64_t at = i * x.groups + g;
-        prepare<W>(x.part_sum + 2 * at, x.scale + at, sums[i]);
+        prepare<W>(x.part_sum + 2 * at, x.scale + at, stretch - g, sums[i]);
       });
     }
     prefetch(ahead);
@@ -265,6 +278,10 @@ void linear_bits(const PackedMatrix& w, const Activations& a, std::int64_t m, st
       return multiply<Weights<WeightFormat::INT4_G32>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT5_G32:
       return multiply<Weights<WeightFormat::INT5_G32>>(w, a, m, panel_begin, panel_end, out);
+    case WeightFormat::OFFSET4_G32:
+      return multiply<Weights<WeightFormat::OFFSET4_G32>>(w, a, m, panel_begin, panel_end, out);
+    case WeightFormat::OFFSET5_G32:
+      return multiply<Weights<WeightFormat::OFFSET5_G32>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT4_K:
       return multiply<Weights<WeightFormat::INT4_K>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT5_K:

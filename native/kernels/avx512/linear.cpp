@@ -1,5 +1,5 @@
 // The AVX-512 family's linear kernels: the table, and the choice by weight format. The
-// products are in linear_float.cpp, linear_int8.cpp and linear_bits.cpp; every result has the AVX2 family's bits, as
+// products are in linear_float.cpp and linear_integer.cpp; every result has the AVX2 family's bits, as
 // the order of operations per output element is the same.
 #include "linear_simd.hpp"
 
@@ -14,12 +14,8 @@ void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::in
     case WeightFormat::F16:
     case WeightFormat::BF16:
       return linear_float(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT8_G32:
-    case WeightFormat::TABLE4_G32:
-    case WeightFormat::TABLE4_K:
-      return linear_int8(w, a, m, panel_begin, panel_end, out);
     default:
-      return linear_bits(w, a, m, panel_begin, panel_end, out);
+      return linear_integer(w, a, m, panel_begin, panel_end, out);
   }
 }
 

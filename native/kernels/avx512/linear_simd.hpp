@@ -84,9 +84,7 @@ OCTAVO_INLINE inline void for_each_tile_of_strips(std::int64_t rows, std::int64_
 void quantize_rows(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const QuantisedRows& out);
 void linear_float(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                   std::int64_t panel_end, const LinearOutput& out);
-void linear_int8(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
-                 std::int64_t panel_end, const LinearOutput& out);
-void linear_bits(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
-                 std::int64_t panel_end, const LinearOutput& out);
+void linear_integer(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
+                    std::int64_t panel_end, const LinearOutput& out);
 
 }  // namespace octavo::avx512

@@ -1,13 +1,14 @@
-// How the AVX-512 family reads formats of two to six bits: quants, scales and minimums of a panel. Local to each unit
-// that includes it (see unroll.hpp).
+// How the AVX-512 family reads integer formats: quants, scales and minimums of a panel. Local to each unit that
+// includes it (see unroll.hpp).
 #pragma once
 #include "linear_simd.hpp"
 
 namespace octavo::avx512 {
 namespace {
 
-// `header` is a block's start, `vectors` that of a group's vectors, `part` a half of the group where each has its
-// scale, else 0.
+// A weight is scale * (q - kOffset) + minimum with unsigned bytes q, as vpdpbusd wants them: signed ones and levels of
+// a table have 128 added. `header` is a block's start, `vectors` that of a group's vectors, `part` a half of the group
+// where each has its scale, else 0.
 template <WeightFormat Format>
 struct Weights {
   static constexpr GroupLayout kLayout = group_layout(Format);
@@ -15,7 +16,7 @@ struct Weights {
   static constexpr std::int64_t kGroupBytes = kBlockBytes / kLayout.groups;  // on average
   static constexpr int kParts = kLayout.parts;
   static constexpr int kVectors = 8 / kParts;  // of four k, in a part
-  static constexpr int kOffset = kLayout.offset;
+  static constexpr int kOffset = kLayout.bits == 8 || has_table(Format) ? 128 : kLayout.offset;
   static constexpr bool kMinimum = kLayout.has_minimum;
 
   OCTAVO_INLINE static const std::uint8_t* vectors(const std::uint8_t* header, std::int64_t group) {
@@ -46,7 +47,7 @@ struct Weights {
     if constexpr (!two_level(Format)) return d;
     if constexpr (kPackedFactors) return times(d, _mm512_cvtepu8_epi32(load_sixteen(factors.s[group])));
     const __m128i bytes = load_sixteen(header + kLayout.factors(group) + 16 * part);
-    if constexpr (kOffset != 0) return times(d, _mm512_cvtepi8_epi32(bytes));
+    if constexpr (!kMinimum) return times(d, _mm512_cvtepi8_epi32(bytes));
     return times(d, _mm512_and_si512(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(15)));
   }
 
@@ -64,13 +65,17 @@ struct Weights {
   OCTAVO_INLINE static __m512i quants(const std::uint8_t* vectors) {
     const auto load = [vectors](int vector) OCTAVO_INLINE { return _mm512_loadu_si512(vectors + 64 * vector); };
     constexpr int kBits = kLayout.bits;
-    const __m512i none = _mm512_setzero_si512();
+    const __m512i none = _mm512_setzero_si512(), to_unsigned = _mm512_set1_epi8(-128);
+    if constexpr (kBits == 8) return _mm512_xor_si512(load(V), to_unsigned);
     if constexpr (kBits < 4) {
       const __m512i low = with_field<2 * (V % 4), 2, 0>(none, load(V / 4));
       if constexpr (kBits == 2) return low;
       return with_field<V, 1, 2>(low, load(2));
     }
     const __m512i low = with_field<V % 2 * 4, 4, 0>(none, load(V / 2));
+    if constexpr (has_table(Format)) {
+      return _mm512_shuffle_epi8(_mm512_xor_si512(_mm512_broadcast_i32x4(load_sixteen(kTable4)), to_unsigned), low);
+    }
     if constexpr (kBits == 5) return with_field<V, 1, 4>(low, load(4));
     if constexpr (kBits == 6) return with_field<2 * (V % 4), 2, 4>(low, load(4 + V / 4));
     return low;
@@ -81,9 +86,7 @@ struct Weights {
     return _mm512_mul_ps(halves, _mm512_cvtepi32_ps(factors));
   }
 
-  OCTAVO_INLINE static __m128i load_sixteen(const std::uint8_t* p) {
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  }
+  OCTAVO_INLINE static __m128i load_sixteen(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 
   // Bits From … From + Width - 1 of every byte, at bit To, besides what q has.
   template <int From, int Width, int To>
