@@ -88,16 +88,18 @@ OCTAVO_INLINE inline void score_blocks(const float* q, std::int64_t head_dim, co
   });
 }
 
-// output[r][c …] += Σ_t p[r][t] · v[t][c …] for t in begin … end-1, in order, on Vectors vectors of columns. `next`
-// is what to fetch, block by block.
+// output[r][c …] = factors[r] · output[r][c …] + Σ_t p[r][t] · v[t][c …] for t in begin … end-1, in order, on Vectors
+// vectors of columns. `next` is what to fetch, block by block.
 template <class S, int Rows, int Vectors, bool Prefetch, class Element>
-OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* const* v, const Element* const* next,
-                                             std::int64_t begin, std::int64_t end, std::int64_t head_dim,
-                                             float* output) {
+OCTAVO_INLINE inline void accumulate_columns(const float* p, const float* factors, const Element* const* v,
+                                             const Element* const* next, std::int64_t begin, std::int64_t end,
+                                             std::int64_t head_dim, float* output) {
   constexpr int kBytes = Vectors * S::kLanes * int{sizeof(Element)};  // of a row
   typename S::Vec sum[Rows][Vectors];
   unroll<Rows>([&](auto r) OCTAVO_INLINE {
-    unroll<Vectors>([&](auto j) OCTAVO_INLINE { sum[r][j] = S::load(output + r * head_dim + j * S::kLanes); });
+    const typename S::Vec factor = S::broadcast(factors[r]);
+    unroll<Vectors>([&](auto j)
+                        OCTAVO_INLINE { sum[r][j] = S::mul(factor, S::load(output + r * head_dim + j * S::kLanes)); });
   });
   for (std::int64_t t = begin; t < end;) {
     const Element* block = v[t / kBlockSize];
@@ -133,8 +135,8 @@ OCTAVO_INLINE inline void accumulate_columns(const float* p, const Element* cons
 }
 
 template <class S, int Rows, bool Prefetch, class Element>
-inline void accumulate(const float* p, const Partition<Element>& kv, std::int64_t begin, std::int64_t end,
-                       std::int64_t head_dim, float* output) {
+inline void accumulate(const float* p, const float* factors, const Partition<Element>& kv, std::int64_t begin,
+                       std::int64_t end, std::int64_t head_dim, float* output) {
   constexpr int kVectors = S::template kColumnVectors<Rows>;
   const Element* column[kPartitionBlocks];
   const Element* next[kPartitionBlocks];
@@ -147,11 +149,11 @@ inline void accumulate(const float* p, const Partition<Element>& kv, std::int64_
   };
   for (; c + S::kLanes * kVectors <= head_dim; c += S::kLanes * kVectors) {
     move();
-    accumulate_columns<S, Rows, kVectors, Prefetch>(p, column, next, begin, end, head_dim, output + c);
+    accumulate_columns<S, Rows, kVectors, Prefetch>(p, factors, column, next, begin, end, head_dim, output + c);
   }
   for (; c < head_dim; c += S::kLanes) {
     move();
-    accumulate_columns<S, Rows, 1, Prefetch>(p, column, next, begin, end, head_dim, output + c);
+    accumulate_columns<S, Rows, 1, Prefetch>(p, factors, column, next, begin, end, head_dim, output + c);
   }
 }
 
@@ -228,18 +230,17 @@ template <class S, int Rows, bool Prefetch, class Element>
   for (int r = 0; r < Rows; r += S::kLanes) S::store(factors + r, S::exp(S::load(factors + r)));
   for (int r = 0; r < Rows; ++r) {
     if (rows.visible[r] <= 0) continue;
-    const typename S::Vec factor = S::broadcast(factors[r]);
-    float* output = rows.output + r * head_dim;
-    for (std::int64_t d = 0; d < head_dim; d += S::kLanes) S::store(output + d, S::mul(factor, S::load(output + d)));
     const float sum = exponentiate<S, Element>(scores + r * kPartition, rows.visible[r], rows.max[r], kv.scales);
     rows.sum[r] = rows.sum[r] * factors[r] + sum;
   }
   const std::int64_t common = least > 0 ? least : 0;
-  if (common > 0) accumulate<S, Rows, Prefetch>(scores, kv, 0, common, head_dim, rows.output);
+  if (common > 0) accumulate<S, Rows, Prefetch>(scores, factors, kv, 0, common, head_dim, rows.output);
   if (most == common) return;
   for (int r = 0; r < Rows; ++r) {
     if (rows.visible[r] <= common) continue;
-    accumulate<S, 1, false>(scores + r * kPartition, kv, common, rows.visible[r], head_dim, rows.output + r * head_dim);
+    const float factor = common > 0 ? 1.0f : factors[r];
+    accumulate<S, 1, false>(scores + r * kPartition, &factor, kv, common, rows.visible[r], head_dim,
+                            rows.output + r * head_dim);
   }
 }
 
@@ -397,20 +398,43 @@ struct TokenPlace {
   std::int64_t row, position;
 };
 
+// rows[i][d] · scale for four rows and head_dim d into to[d · kStride + i]; head_dim is a multiple of 4.
+template <int kStride>
+void scale_and_transpose(const float* const (&rows)[4], float scale, std::int64_t head_dim, float* to) {
+  const __m128 factor = _mm_set1_ps(scale);
+  for (std::int64_t d = 0; d < head_dim; d += 4, to += 4 * kStride) {
+    __m128 x[4];
+    unroll<4>([&](auto i) OCTAVO_INLINE { x[i] = _mm_mul_ps(_mm_loadu_ps(rows[i] + d), factor); });
+    _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+    unroll<4>([&](auto i) OCTAVO_INLINE { _mm_storeu_ps(to + i * kStride, x[i]); });
+  }
+}
+
 // Rotated and scaled queries of token(0), token(1), … in scratch, transposed so that a step of d reads one line.
 template <class S, class Token>
 void gather_rows(const AttentionCall& call, std::int64_t kv_head, float* scratch, Rows& rows, Token&& token) {
   rows.q = scratch;
-  for (std::int64_t r = 0; r < rows.count; ++r) {
+  alignas(32) float rotated[4][kMaxHeadDim];
+  const auto row_of = [&](std::int64_t r, float* rotation) {
     const TokenPlace place = token(r / rows.group);
     const float* q = call.q + place.row * call.ldq + (kv_head * rows.group + r % rows.group) * rows.head_dim;
-    alignas(32) float rotated[kMaxHeadDim];
-    if (call.rope != nullptr) {
-      rotate_head(q, call.rope->row(place.position), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotated);
-      q = rotated;
+    if (call.rope == nullptr) return q;
+    rotate_head(q, call.rope->row(place.position), call.rope->rotary_dim, call.rope->style, rows.head_dim, rotation);
+    return static_cast<const float*>(rotation);
+  };
+  for (std::int64_t r = 0; r < rows.count;) {
+    const std::int64_t place = r % S::kRows;
+    float* column = rows.q + (r - place) * rows.head_dim + place;
+    if (place + 4 <= S::kRows && r + 4 <= rows.count) {
+      const float* four[4];
+      for (int i = 0; i < 4; ++i) four[i] = row_of(r + i, rotated[i]);
+      scale_and_transpose<S::kRows>(four, call.scale, rows.head_dim, column);
+      r += 4;
+      continue;
     }
-    float* column = rows.q + r / S::kRows * S::kRows * rows.head_dim + r % S::kRows;
+    const float* q = row_of(r, rotated[0]);
     for (std::int64_t d = 0; d < rows.head_dim; ++d) column[d * S::kRows] = q[d] * call.scale;
+    ++r;
   }
 }
 
