@@ -366,7 +366,8 @@ NB_MODULE(_native, m) {
       .value("Q5_K", SourceType::Q5_K)
       .value("Q6_K", SourceType::Q6_K)
       .value("IQ4_NL", SourceType::IQ4_NL)
-      .value("IQ4_XS", SourceType::IQ4_XS);
+      .value("IQ4_XS", SourceType::IQ4_XS)
+      .value("I8_CHANNEL", SourceType::I8_CHANNEL);
   nb::enum_<KvType>(m, "KvType").value("FP32", KvType::F32).value("FP16", KvType::F16).value("INT8", KvType::INT8);
   nb::enum_<RopeStyle>(m, "RopeStyle")
       .value("INTERLEAVED", RopeStyle::INTERLEAVED)

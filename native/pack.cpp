@@ -82,7 +82,9 @@ void write_bits(const std::uint8_t* q, std::uint8_t* vector) {
 
 void write_quants(const GroupLayout& layout, const std::int8_t* q, std::uint8_t* vectors) {
   if (layout.bits == 8) {
-    for (int j = 0; j < 8; ++j) std::memcpy(vectors + j * kVectorBytes, q + 4 * j, 4);
+    for (int i = 0; i < kGroup; ++i) {
+      vectors[i / 4 * kVectorBytes + i % 4] = static_cast<std::uint8_t>(q[i] + layout.offset);
+    }
     return;
   }
   const int low_bits = layout.bits < 4 ? 2 : 4;
@@ -102,8 +104,12 @@ void write_quants(const GroupLayout& layout, const std::int8_t* q, std::uint8_t*
   if (layout.bits - low_bits == 2) write_pairs_of_bits(high, upper);
 }
 
-int quant(int bits, int i, const std::uint8_t* vectors) {
-  if (bits == 8) return static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + i % 4]);
+int quant(const GroupLayout& layout, int i, const std::uint8_t* vectors) {
+  const int bits = layout.bits;
+  if (bits == 8) {
+    const std::uint8_t byte = vectors[i / 4 * kVectorBytes + i % 4];
+    return layout.offset == 0 ? static_cast<std::int8_t>(byte) : byte;
+  }
   const auto pair = [i](const std::uint8_t* v) { return v[i / 16 * kVectorBytes + i % 4] >> (i / 4 % 4 * 2) & 3; };
   const auto single = [i](const std::uint8_t* v) { return v[i % 4] >> i / 4 & 1; };
   if (bits < 4) return pair(vectors) | (bits == 3 ? single(vectors + 2 * kVectorBytes) << 2 : 0);
@@ -126,15 +132,35 @@ void write_two_level_scale(const GroupLayout& layout, const TwoLevelScale& f, st
   for (int h = 0; h < layout.parts; ++h) factors[16 * h] = static_cast<std::uint8_t>(f.s[h] | f.t[h] << 4);
 }
 
-void pack_column_groups(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t groups,
-                        std::int64_t column, std::uint8_t* panel) {
+// The scale that all blocks of a row have.
+float channel_scale(SourceType source, const std::uint8_t* row, std::int64_t row_index, std::int64_t groups) {
+  const std::int64_t bytes = block_shape(source).bytes;
+  for (std::int64_t g = 1; g < groups; ++g) {
+    if (read<std::uint16_t>(row + g * bytes) != read<std::uint16_t>(row)) {
+      refuse(std::string(name(source)) + " scale " +
+             std::to_string(half_to_float(read<std::uint16_t>(row + g * bytes))) + " of row " +
+             std::to_string(row_index) + ", block " + std::to_string(g) + ": the row begins with " +
+             std::to_string(half_to_float(read<std::uint16_t>(row))));
+    }
+  }
+  return half_to_float(read<std::uint16_t>(row));
+}
+
+void pack_column_groups(SourceType source, WeightFormat target, const std::uint8_t* row, std::int64_t row_index,
+                        std::int64_t groups, std::int64_t column, std::uint8_t* panel) {
   const GroupLayout layout = group_layout(target);
+  if (channel_scales(target)) {
+    const float scale = channel_scale(source, row, row_index, groups);
+    std::memcpy(panel + column * 4, &scale, 4);
+  }
   SourceGroup group;
   for (std::int64_t g = 0; g < groups; ++g) {
-    std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
+    std::uint8_t* header = panel + panel_header_bytes(target) + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
     read_group(source, row, g, group);
-    if (two_level(target)) {
+    if (channel_scales(target)) {
+      // it has been written
+    } else if (two_level(target)) {
       write_two_level_scale(layout, read_two_level_scale(source, row, g), place, column, header);
     } else {
       write_half(header + column * 2, float_to_half(group.scale[0]));
@@ -148,11 +174,12 @@ void pack_column_groups(SourceType source, WeightFormat target, const std::uint8
 void dequantize_groups(const PackedMatrix& w, std::int64_t column, const std::uint8_t* panel, float* out) {
   const GroupLayout layout = group_layout(w.format);
   for (std::int64_t g = 0; g < w.k / kGroup; ++g, out += kGroup) {
-    const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
+    const std::uint8_t* header = panel + panel_header_bytes(w.format) + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
     const std::uint8_t* factors = header + layout.factors(place) + column;
     const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes + column * 4;
-    const float d = half_to_float(read<std::uint16_t>(header + column * 2));
+    const float d = channel_scales(w.format) ? read<float>(panel + column * 4)
+                                             : half_to_float(read<std::uint16_t>(header + column * 2));
     const float e = layout.has_minimum ? half_to_float(read<std::uint16_t>(header + 32 + column * 2)) : 0;
     for (int h = 0; h < 2; ++h) {
       float scale = d, minimum = e;
@@ -168,7 +195,7 @@ void dequantize_groups(const PackedMatrix& w, std::int64_t column, const std::ui
         }
       }
       for (int i = 16 * h; i < 16 * h + 16; ++i) {
-        const int q = quant(layout.bits, i, vectors);
+        const int q = quant(layout, i, vectors);
         out[i] = scale * static_cast<float>(has_table(w.format) ? kTable4[q] : q - layout.offset);
         if (layout.has_minimum) out[i] += minimum;
       }
@@ -196,6 +223,8 @@ const char* name(WeightFormat format) {
       return "INT4_G32";
     case WeightFormat::INT5_G32:
       return "INT5_G32";
+    case WeightFormat::INT8_CHANNEL:
+      return "INT8_CHANNEL";
     case WeightFormat::OFFSET4_G32:
       return "OFFSET4_G32";
     case WeightFormat::OFFSET5_G32:
@@ -224,6 +253,8 @@ WeightFormat packed_format(SourceType source) {
       return WeightFormat::BF16;
     case SourceType::Q8_0:
       return WeightFormat::INT8_G32;
+    case SourceType::I8_CHANNEL:
+      return WeightFormat::INT8_CHANNEL;
     case SourceType::IQ4_NL:
       return WeightFormat::TABLE4_G32;
     case SourceType::IQ4_XS:
@@ -307,7 +338,7 @@ void pack(SourceType source, WeightFormat target, const std::uint8_t* src, std::
           pack_column_16_bits(row, k, c, panel);
           break;
         default:
-          pack_column_groups(source, target, row, k / kGroup, c, panel);
+          pack_column_groups(source, target, row, row_index, k / kGroup, c, panel);
           break;
       }
     }

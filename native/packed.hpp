@@ -8,6 +8,8 @@
 //   BF16      per k: 16 bfloat16, the upper halves of floats
 //   INT8_G32  per group of 32 k: 16 half scales, then 8 vectors of 64 bytes: vector j holds, for each of the 16
 //             columns in turn, the 4 signed bytes of k = 4j … 4j+3                                  (544 bytes)
+//   INT8_CHANNEL  16 floats, the columns' scales, then per group of 32 k the 8 vectors of INT8_G32 with 128 added to
+//             each byte                                                                               (512 bytes)
 //   INT4_G32  per group of 32 k: 16 half scales, 16 half minimums, then 4 vectors of 64 bytes: byte (column, i) of
 //             vector j holds k = 8j+i in its low and k = 8j+4+i in its high nibble, i < 4          (320 bytes)
 //   INT5_G32  as INT4_G32, then a vector of fifth bits: bit b of byte (column, i) belongs to k = 4b+i  (384 bytes)
@@ -30,8 +32,9 @@
 //   TABLE4_K  per block of 256 k: 16 half d, 32 bytes of zeros, per group of 32 k 16 signed bytes s, then per group the
 //             4 vectors of INT4_G32; a group's scale is d * s                                          (2240 bytes)
 //
-// A weight is scale * q (INT8, signed), scale * (q - 32) (INT6), scale * (q - 4) (INT3), scale * (q - 8) (OFFSET4),
-// scale * (q - 16) (OFFSET5), scale * kTable4[q] (TABLE4), or scale * q + minimum in the others, with 0 <= q < 2^bits.
+// A weight is scale * q (INT8_G32, signed), scale * (q - 128) (INT8_CHANNEL), scale * (q - 32) (INT6), scale * (q - 16)
+// (OFFSET5), scale * (q - 8) (OFFSET4), scale * (q - 4) (INT3), scale * kTable4[q] (TABLE4), or scale * q + minimum in
+// the others, with 0 <= q < 2^bits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -54,6 +57,7 @@ enum class WeightFormat : std::uint8_t {
   TABLE4_K,
   OFFSET4_G32,
   OFFSET5_G32,
+  INT8_CHANNEL,
 };
 
 inline constexpr std::int64_t kPanelColumns = 16;
@@ -102,6 +106,8 @@ constexpr GroupLayout group_layout(WeightFormat format) {
       return {4, 1, 0, true, 1, 64, 4 * kVectorBytes};
     case WeightFormat::INT5_G32:
       return {5, 1, 0, true, 1, 64, 5 * kVectorBytes};
+    case WeightFormat::INT8_CHANNEL:
+      return {8, 1, 128, false, 1, 0, 8 * kVectorBytes};
     case WeightFormat::OFFSET4_G32:
       return {4, 1, 8, false, 1, 32, 4 * kVectorBytes};
     case WeightFormat::OFFSET5_G32:
@@ -133,10 +139,14 @@ constexpr std::int64_t k_unit(WeightFormat format) {
   return !quantised(format) ? 1 : two_level(format) ? 8 * kGroup : kGroup;
 }
 
+// A scale for a whole column, which is multiplied into its finished sum; it is at the start of the panel.
+constexpr bool channel_scales(WeightFormat format) { return format == WeightFormat::INT8_CHANNEL; }
+constexpr std::int64_t panel_header_bytes(WeightFormat format) { return channel_scales(format) ? 64 : 0; }
+
 constexpr std::int64_t num_panels(const PackedMatrix& w) { return (w.n + kPanelColumns - 1) / kPanelColumns; }
 
 constexpr std::int64_t panel_bytes(WeightFormat format, std::int64_t k) {
-  if (quantised(format)) return k / k_unit(format) * group_layout(format).block_bytes();
+  if (quantised(format)) return panel_header_bytes(format) + k / k_unit(format) * group_layout(format).block_bytes();
   return k * kPanelColumns * (format == WeightFormat::F32 ? 4 : 2);
 }
 

@@ -17,7 +17,7 @@ constexpr std::int64_t kFewRows = 8;               // up to here reading weights
 constexpr std::int64_t kStreamBytes = 32 << 10;    // as long as this, or longer
 constexpr std::int64_t kAheadOfPhase = 384 << 10;  // of weights, that a waiting thread asks for: much of its own cache
 constexpr std::int64_t kAheadOfStep = 8 << 20;     // between two steps: of the shared cache
-constexpr std::int64_t kStripPanels = 2;           // panels that kernels take together
+constexpr std::int64_t kStripPanels = 6;           // kernels take two or three panels together
 constexpr std::int64_t kActivationBytes = 256 << 10;  // rows that stay in a core's own cache while panels pass
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

@@ -96,6 +96,8 @@ const char* name(SourceType source) {
       return "IQ4_NL";
     case SourceType::IQ4_XS:
       return "IQ4_XS";
+    case SourceType::I8_CHANNEL:
+      return "I8_CHANNEL";
   }
   throw std::invalid_argument("unknown source type " + std::to_string(static_cast<int>(source)));
 }
@@ -108,6 +110,7 @@ BlockShape block_shape(SourceType source) {
     case SourceType::BF16:
       return {1, 2};
     case SourceType::Q8_0:
+    case SourceType::I8_CHANNEL:
       return {32, 34};
     case SourceType::Q4_0:
     case SourceType::IQ4_NL:
@@ -188,6 +191,7 @@ void read_group(SourceType source, const std::uint8_t* row, std::int64_t g, Sour
     case SourceType::BF16:
       break;
     case SourceType::Q8_0:
+    case SourceType::I8_CHANNEL:
       return fill(out, read_half(b), 0, [=](int i) { return b[2 + i]; });
     case SourceType::Q4_0:
       return fill(out, read_half(b), 0, [=](int i) { return field<16, 4>(b + 2, i) - 8; });

@@ -12,18 +12,19 @@ enum class SourceType : std::uint8_t {
   F32,
   F16,
   BF16,
-  Q8_0,    // blocks of 32: d * q, q signed bytes                                     (34 bytes)
-  Q4_0,    // blocks of 32: d * (q - 8), q nibbles                                    (18)
-  Q4_1,    // blocks of 32: d * q + m                                                 (20)
-  Q5_0,    // blocks of 32: d * (q - 16), q of 5 bits                                 (22)
-  Q5_1,    // blocks of 32: d * q + m                                                 (24)
-  Q2_K,    // blocks of 256: (d * s) * q - (m * t), 4-bit s and t for each 16         (84)
-  Q3_K,    // blocks of 256: (d * (s - 32)) * (q - 4), 6-bit s for each 16            (110)
-  Q4_K,    // blocks of 256: (d * s) * q - (m * t), 6-bit s and t for each 32         (144)
-  Q5_K,    // as Q4_K, q of 5 bits                                                    (176)
-  Q6_K,    // blocks of 256: (d * s) * (q - 32), s a signed byte for each 16          (210)
-  IQ4_NL,  // blocks of 32: d * table[q], q nibbles                                   (18)
-  IQ4_XS,  // blocks of 256: (d * (s - 32)) * table[q], 6-bit s for each 32           (136)
+  Q8_0,        // blocks of 32: d * q, q signed bytes                                     (34 bytes)
+  Q4_0,        // blocks of 32: d * (q - 8), q nibbles                                    (18)
+  Q4_1,        // blocks of 32: d * q + m                                                 (20)
+  Q5_0,        // blocks of 32: d * (q - 16), q of 5 bits                                 (22)
+  Q5_1,        // blocks of 32: d * q + m                                                 (24)
+  Q2_K,        // blocks of 256: (d * s) * q - (m * t), 4-bit s and t for each 16         (84)
+  Q3_K,        // blocks of 256: (d * (s - 32)) * (q - 4), 6-bit s for each 16            (110)
+  Q4_K,        // blocks of 256: (d * s) * q - (m * t), 6-bit s and t for each 32         (144)
+  Q5_K,        // as Q4_K, q of 5 bits                                                    (176)
+  Q6_K,        // blocks of 256: (d * s) * (q - 32), s a signed byte for each 16          (210)
+  IQ4_NL,      // blocks of 32: d * table[q], q nibbles                                   (18)
+  IQ4_XS,      // blocks of 256: (d * (s - 32)) * table[q], 6-bit s for each 32           (136)
+  I8_CHANNEL,  // no type of GGUF's: Q8_0 with the same d in all blocks of a row         (34)
 };
 
 const char* name(SourceType source);  // throws std::invalid_argument if there is no such type
@@ -44,7 +45,7 @@ constexpr bool float_source(SourceType source) {
 // and IQ4_XS kTable4[q[i]] takes the place of q[i].
 struct SourceGroup {
   float scale[2], minimum[2];
-  std::int8_t q[32];  // signed in Q8_0, Q4_0, Q5_0, Q3_K and Q6_K, and 0 … 2^bits - 1 elsewhere
+  std::int8_t q[32];  // signed in Q8_0, I8_CHANNEL, Q4_0, Q5_0, Q3_K and Q6_K, and 0 … 2^bits - 1 elsewhere
 };
 
 // Group g of a row of a type that is no float.

@@ -129,7 +129,8 @@ constexpr FormatName kFormats[] = {{"f32", WeightFormat::F32},
                                    {"table4", WeightFormat::TABLE4_G32},
                                    {"table4k", WeightFormat::TABLE4_K},
                                    {"offset4", WeightFormat::OFFSET4_G32},
-                                   {"offset5", WeightFormat::OFFSET5_G32}};
+                                   {"offset5", WeightFormat::OFFSET5_G32},
+                                   {"int8c", WeightFormat::INT8_CHANNEL}};
 
 // Plausible bytes: floats around 1, quants of any value, scales around 2^-7.
 void fill(const PackedMatrix& w, std::uint8_t* data) {
@@ -145,6 +146,12 @@ void fill(const PackedMatrix& w, std::uint8_t* data) {
     std::memcpy(data + i, &value, 8);
   }
   if (!quantised(w.format)) return;
+  if (channel_scales(w.format)) {
+    for (std::int64_t p = 0; p < bytes; p += panel_bytes(w.format, w.k)) {
+      for (int c = 0; c < kPanelColumns; ++c) std::memcpy(data + p + 4 * c, "\0\0\0\x3c", 4);  // 2^-7
+    }
+    return;
+  }
   const GroupLayout layout = group_layout(w.format);
   const std::int64_t block = layout.block_bytes(), halves = layout.header_bytes == 32 ? 16 : 32;
   for (std::int64_t g = 0; g < bytes; g += block) {

@@ -36,10 +36,10 @@ inline void store16(std::uint8_t* p, unsigned v) {
   p[0] = static_cast<std::uint8_t>(v), p[1] = static_cast<std::uint8_t>(v >> 8);
 }
 
-inline constexpr SourceType kSources[] = {SourceType::F32,  SourceType::F16,    SourceType::BF16,  SourceType::Q8_0,
-                                          SourceType::Q4_0, SourceType::Q4_1,   SourceType::Q5_0,  SourceType::Q5_1,
-                                          SourceType::Q2_K, SourceType::Q3_K,   SourceType::Q4_K,  SourceType::Q5_K,
-                                          SourceType::Q6_K, SourceType::IQ4_NL, SourceType::IQ4_XS};
+inline constexpr SourceType kSources[] = {
+    SourceType::F32,  SourceType::F16,    SourceType::BF16,   SourceType::Q8_0,      SourceType::Q4_0, SourceType::Q4_1,
+    SourceType::Q5_0, SourceType::Q5_1,   SourceType::Q2_K,   SourceType::Q3_K,      SourceType::Q4_K, SourceType::Q5_K,
+    SourceType::Q6_K, SourceType::IQ4_NL, SourceType::IQ4_XS, SourceType::I8_CHANNEL};
 
 // k, or the next multiple of what a row of that type may hold.
 inline std::int64_t whole_blocks(SourceType type, std::int64_t k) {
@@ -86,6 +86,7 @@ inline std::vector<std::uint8_t> random_source(SourceType type, std::int64_t n, 
       for (std::size_t b = 0; b < data.size(); b += bytes) {
         extreme(&data[b], static_cast<int>(bytes));
         for (const std::size_t at : halves) store16(&data[b + at], scale());
+        if (type == SourceType::I8_CHANNEL) std::memcpy(&data[b], &data[b / row * row], 2);
       }
     }
   }
@@ -114,6 +115,7 @@ inline Weight source_weight(SourceType type, const std::uint8_t* row, std::int64
       return {1, half_value(load16(row + i * 2)), 0};
     case SourceType::BF16:
       return {1, std::bit_cast<float>(static_cast<std::uint32_t>(load16(row + i * 2)) << 16), 0};
+    case SourceType::I8_CHANNEL:
     case SourceType::Q8_0: {
       const std::uint8_t* b = row + i / 32 * 34;
       return {half_value(load16(b)), static_cast<double>(static_cast<std::int8_t>(b[2 + i % 32])), 0};
@@ -124,8 +126,8 @@ inline Weight source_weight(SourceType type, const std::uint8_t* row, std::int64
       const std::uint8_t* b = row + i / 32 * (with_minimum ? 20 : 18);
       const std::uint8_t byte = b[(with_minimum ? 4 : 2) + i % 16];
       const double d = half_value(load16(b));
-      return {d, static_cast<double>(i % 32 < 16 ? byte & 15 : byte >> 4),
-              with_minimum ? half_value(load16(b + 2)) : -8 * d};
+      return {d, (i % 32 < 16 ? byte & 15 : byte >> 4) - (with_minimum ? 0.0 : 8.0),
+              with_minimum ? half_value(load16(b + 2)) : 0};
     }
     case SourceType::Q5_0:
     case SourceType::Q5_1: {
@@ -135,8 +137,8 @@ inline Weight source_weight(SourceType type, const std::uint8_t* row, std::int64
       const std::int64_t j = i % 32;
       const int low = j < 16 ? bits[4 + j] & 15 : bits[4 + j - 16] >> 4;
       const double d = half_value(load16(b));
-      return {d, static_cast<double>(low + 16 * (bits[j / 8] >> j % 8 & 1)),
-              with_minimum ? half_value(load16(b + 2)) : -16 * d};
+      return {d, low + 16 * (bits[j / 8] >> j % 8 & 1) - (with_minimum ? 0.0 : 16.0),
+              with_minimum ? half_value(load16(b + 2)) : 0};
     }
     case SourceType::IQ4_NL: {
       const std::uint8_t* b = row + i / 32 * 18;

@@ -289,8 +289,8 @@ void test_family(const IsaFamily& family) {
   for (const WeightFormat format :
        {WeightFormat::F32, WeightFormat::F16, WeightFormat::BF16, WeightFormat::INT8_G32, WeightFormat::TABLE4_G32,
         WeightFormat::TABLE4_K, WeightFormat::INT4_G32, WeightFormat::INT5_G32, WeightFormat::INT4_K,
-        WeightFormat::OFFSET4_G32, WeightFormat::OFFSET5_G32, WeightFormat::INT5_K, WeightFormat::INT6_K,
-        WeightFormat::INT3_K, WeightFormat::INT2_K}) {
+        WeightFormat::INT8_CHANNEL, WeightFormat::OFFSET4_G32, WeightFormat::OFFSET5_G32, WeightFormat::INT5_K,
+        WeightFormat::INT6_K, WeightFormat::INT3_K, WeightFormat::INT2_K}) {
     test_linear(family, format, 150, 3 * k_unit(format), random);
     test_linear(family, format, 1, k_unit(format), random);
     test_linear(family, format, 48, quantised(format) ? 2048 : 199, random);

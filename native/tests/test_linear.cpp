@@ -27,9 +27,7 @@ int scale_length(SourceType type) {
 
 bool has_minimum(SourceType type) {
   switch (type) {
-    case SourceType::Q4_0:
     case SourceType::Q4_1:
-    case SourceType::Q5_0:
     case SourceType::Q5_1:
     case SourceType::Q2_K:
     case SourceType::Q4_K:
@@ -107,11 +105,13 @@ std::vector<float> reference_linear(SourceType type, const PackedMatrix& packed,
             const int x_i = rows.q[at + static_cast<std::size_t>(i)];
             total += static_cast<int>(w[i].q) * x_i, sum_x += x_i;
           }
-          acc = std::fma(static_cast<float>(total), static_cast<float>(w->scale) * rows.scale[group], acc);
+          const float scale = format == WeightFormat::INT8_CHANNEL ? 1.0f : static_cast<float>(w->scale);
+          acc = std::fma(static_cast<float>(total), scale * rows.scale[group], acc);
           const float x_sum = rows.scale[group] * static_cast<float>(sum_x);
           if (has_minimum(type)) acc = std::fma(static_cast<float>(w->minimum), x_sum, acc);
         }
       }
+      if (format == WeightFormat::INT8_CHANNEL) acc *= static_cast<float>(weights[0].scale);
       out[static_cast<std::size_t>(r * n + c)] = acc;
     }
   }

@@ -11,7 +11,7 @@ using namespace octavo::tests;
 
 namespace {
 
-constexpr int kSources = static_cast<int>(SourceType::IQ4_XS) + 1;
+constexpr int kSources = static_cast<int>(SourceType::I8_CHANNEL) + 1;
 
 void test_any_bytes(SourceType source, WeightFormat target, Random& random) {
   const std::int64_t k = std::max(block_shape(source).length, k_unit(target)) * (1 + below(random, 3));

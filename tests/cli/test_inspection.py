@@ -29,7 +29,7 @@ def facts(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int8-channel", "int4"])
 def test_the_memory_is_what_loading_takes(quantization: Any, capfd: pytest.CaptureFixture[str]) -> None:
     flags = () if quantization is None else ("--quantization", quantization)
     memory = facts(capfd, TINY, *flags)["memory"]

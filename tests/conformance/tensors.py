@@ -10,7 +10,15 @@ from octavo.weights.dequantize import scales_and_minimums
 from octavo.weights.tensor import Tensor, TensorType
 
 Rng = np.random.Generator
-INTEGER_TYPES = (TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1, TensorType.IQ4_NL)
+INTEGER_TYPES = (
+    TensorType.Q8_0,
+    TensorType.I8_CHANNEL,
+    TensorType.Q4_0,
+    TensorType.Q4_1,
+    TensorType.Q5_0,
+    TensorType.Q5_1,
+    TensorType.IQ4_NL,
+)
 """Those in blocks of 32."""
 WIDE_TYPES = (TensorType.Q2_K, TensorType.Q3_K, TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K, TensorType.IQ4_XS)
 """Those in blocks of 256: rows have a multiple of that."""
@@ -53,8 +61,12 @@ def random_tensor(rng: Rng, name: str, type: TensorType, shape: tuple[int, ...],
     if type in WIDE_TYPES:
         return as_tensor(name, type, shape, _wide_blocks(rng, type, (*shape[:-1], shape[-1] // 256), std))
     blocks = (*shape[:-1], shape[-1] // 32)
-    q_std = {TensorType.Q8_0: 74, TensorType.IQ4_NL: 69, TensorType.Q5_0: 9.2, TensorType.Q5_1: 9.2}.get(type, 4.6)
+    q_std = {TensorType.Q8_0: 74, TensorType.I8_CHANNEL: 74, TensorType.IQ4_NL: 69, TensorType.Q5_0: 9.2, TensorType.Q5_1: 9.2}.get(
+        type, 4.6
+    )
     scale = _halves(rng.uniform(0.5, 1.3, blocks) * std / q_std * rng.choice([-1, 1], blocks))
+    if type is TensorType.I8_CHANNEL:
+        scale[:] = scale[..., :1, :]
     parts = [scale.view(np.uint8)]
     if type in (TensorType.Q4_1, TensorType.Q5_1):
         centre = -8 if type is TensorType.Q4_1 else -16
@@ -101,10 +113,10 @@ def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:
             flat = raw.view(np.float16).astype(np.float64)
         case TensorType.BF16:
             flat = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        case TensorType.Q8_0 | TensorType.Q4_0 | TensorType.Q4_1:
+        case TensorType.Q8_0 | TensorType.I8_CHANNEL | TensorType.Q4_0 | TensorType.Q4_1:
             blocks = raw.reshape(-1, tensor.type.block_bytes)
             scale = blocks[:, :2].copy().view(np.float16).astype(np.float64)
-            if tensor.type is TensorType.Q8_0:
+            if tensor.type in (TensorType.Q8_0, TensorType.I8_CHANNEL):
                 flat = scale * blocks[:, 2:].view(np.int8)
             else:
                 nibbles = blocks[:, -16:]
@@ -119,12 +131,8 @@ def values_of(tensor: Tensor) -> npt.NDArray[np.float64]:
 def minimum_of(tensor: Tensor) -> npt.NDArray[np.float64]:
     """The part of each integer weight that does not depend on q, to the size it has: 0, some scale or the stored minimum."""
     blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
-    first, second = (blocks[:, i : i + 2].copy().view(np.float16).astype(np.float64) for i in (0, 2))
+    second = blocks[:, 2:4].copy().view(np.float16).astype(np.float64)
     match tensor.type:
-        case TensorType.Q4_0:
-            of_block = -8 * first
-        case TensorType.Q5_0:
-            of_block = -16 * first
         case TensorType.Q4_1 | TensorType.Q5_1:
             of_block = second
         case TensorType.Q4_K | TensorType.Q5_K:

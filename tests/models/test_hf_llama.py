@@ -51,7 +51,7 @@ def test_the_same_logits_as_transformers(backend: str) -> None:
         assert np.abs(found - golden["logits"]).max() < 5e-5
 
 
-@pytest.mark.parametrize(("quantization", "bound"), [("int8", 0.15), ("int4", 1.0)])
+@pytest.mark.parametrize(("quantization", "bound"), [("int8", 0.15), ("int8-channel", 0.2), ("int4", 1.0)])
 def test_quantised_at_load(quantization: str, bound: float) -> None:
     """Both backends agree on the integers' logits, which lie near the original's.
 

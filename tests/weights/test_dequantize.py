@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from octavo.weights import Checkpoint, Tensor, TensorType, dequantize
 
 
+def ggml_type(kind: TensorType) -> gguf.GGMLQuantizationType:
+    """Blocks whose scales say of whole rows what Q8_0's say of themselves are read like Q8_0's."""
+    return gguf.GGMLQuantizationType["Q8_0" if kind is TensorType.I8_CHANNEL else kind.name]
+
+
 def expected(kind: TensorType, data: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind.name])
+        return gguf.quants.dequantize(data, ggml_type(kind))
 
 
 @pytest.mark.parametrize("kind", list(TensorType))
@@ -36,7 +41,7 @@ def test_equals_gguf(kind: TensorType, rows: int, blocks: int, seed: int) -> Non
 
 @pytest.mark.parametrize("kind", list(TensorType))
 def test_block_sizes_are_ggmls(kind: TensorType) -> None:
-    assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]] == (kind.block_length, kind.block_bytes)
+    assert gguf.GGML_QUANT_SIZES[ggml_type(kind)] == (kind.block_length, kind.block_bytes)
 
 
 def test_more_blocks_than_a_chunk() -> None:

@@ -49,7 +49,7 @@ def test_reads_what_gguf_wrote(small_gguf: Path) -> None:
     assert checkpoint.tensors["q4_1"].shape == (2, 3, 32)
     assert checkpoint.tensors["q4_1"].data.shape == (6, 20)
     assert checkpoint.tensors["vector"].data.shape == (1, 28)
-    assert {tensor.type for tensor in checkpoint.tensors.values()} == set(TensorType)
+    assert {tensor.type for tensor in checkpoint.tensors.values()} == set(TensorType) - {TensorType.I8_CHANNEL}
 
 
 @pytest.mark.model

@@ -108,6 +108,19 @@ def test_like_gguf_where_nothing_is_chosen() -> None:
     assert ((result - values) ** 2).sum() <= ((theirs - values) ** 2).sum()
 
 
+def test_a_scale_for_a_row() -> None:
+    """Every block has the scale that the row's largest magnitude gives, and no weight is off by more than half of it."""
+    values = np.random.default_rng(4).standard_normal((7, 96), np.float32) * np.geomspace(0.01, 100, 7, dtype=np.float32)[:, None]
+    values[3] = 0
+    blocks = quantize_tensor(float_tensor(values, TensorType.F32), TensorType.I8_CHANNEL).reshape(7, 3, 34)
+    scales = np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0].astype(np.float64)
+    assert (scales == scales[:, :1]).all()
+    largest = np.abs(values.astype(np.float64)).max(axis=1)
+    assert ((scales[:, 0] >= largest / 127.5) & (scales[:, 0] <= largest / 127 * (1 + 2.0**-10) + 2.0**-24)).all()
+    result = read(blocks.reshape(-1, 34), TensorType.Q8_0).reshape(7, 96)
+    assert (np.abs(result - values) <= scales[:, :1] / 2 + 1e-6 * largest[:, None]).all()
+
+
 @pytest.mark.parametrize("constant", [0.0, -0.0, 1.5, -(2.0**-10), 2.0**-24])
 def test_constant_groups(constant: float) -> None:
     values = np.full((2, 32), constant, np.float32)
@@ -124,14 +137,15 @@ def float_tensor(values: np.ndarray, kind: TensorType) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", [TensorType.F32, TensorType.F16, TensorType.BF16])
-@pytest.mark.parametrize("target", [TensorType.Q8_0, TensorType.Q4_1])
+@pytest.mark.parametrize("target", [TensorType.Q8_0, TensorType.I8_CHANNEL, TensorType.Q4_1])
 @pytest.mark.parametrize("shape", [(3, 64), (2, 3, 32), (700, 320)])
 def test_tensors(kind: TensorType, target: TensorType, shape: tuple[int, ...]) -> None:
     """Every source type and shape, in one run or several, gives what its groups give."""
     tensor = float_tensor(np.random.default_rng(1).standard_normal(shape), kind)
     data = quantize_tensor(tensor, target)
     groups = np.empty((int(np.prod(shape)) // 32, target.block_bytes), np.uint8)
-    {TensorType.Q8_0: quantize_q8_0, TensorType.Q4_1: quantize_q4_1}[target](dequantize(tensor).reshape(-1, 32), groups)
+    values = dequantize(tensor).reshape(-1, shape[-1] if target is TensorType.I8_CHANNEL else 32)
+    (quantize_q4_1 if target is TensorType.Q4_1 else quantize_q8_0)(values, groups)
     assert data.shape == (int(np.prod(shape[:-1])), shape[-1] // 32 * target.block_bytes)
     np.testing.assert_array_equal(data.reshape(groups.shape), groups)
 
@@ -149,7 +163,7 @@ def test_types_in_larger_blocks(kind: TensorType) -> None:
     np.testing.assert_array_equal(quantize_tensor(tensor, TensorType.Q8_0), expected)
 
 
-@pytest.mark.parametrize("target", [TensorType.Q8_0, TensorType.Q4_1])
+@pytest.mark.parametrize("target", [TensorType.Q8_0, TensorType.I8_CHANNEL, TensorType.Q4_1])
 @pytest.mark.parametrize(
     ("value", "message"), [(np.nan, "a NaN or an infinity"), (-np.inf, "a NaN or an infinity"), (1e7, "beyond"), (-3e38, "beyond")]
 )
@@ -180,7 +194,7 @@ def test_memory_stays_near_the_result() -> None:
 # Checkpoints ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int8-channel", "int4"])
 def test_quantised_checkpoint(quantization: Any) -> None:
     original = open_checkpoint(TINY_LLAMA)
     result: Checkpoint = quantized(original, quantization)
@@ -192,17 +206,20 @@ def test_quantised_checkpoint(quantization: Any) -> None:
         if len(before.shape) == 1:
             assert tensor is before
             continue
-        assert tensor.type is (TensorType.Q4_1 if quantization == "int4" and name != "token_embd.weight" else TensorType.Q8_0)
+        eight_bits = TensorType.I8_CHANNEL if quantization == "int8-channel" else TensorType.Q8_0
+        assert tensor.type is (TensorType.Q4_1 if quantization == "int4" and name != "token_embd.weight" else eight_bits)
         assert tensor.num_bytes == tensor.data.nbytes
         a, b = dequantize(tensor), dequantize(before)
-        assert np.linalg.norm(a - b) < np.linalg.norm(b) * (0.09 if tensor.type is TensorType.Q4_1 else 0.006)
+        bound = {TensorType.Q4_1: 0.09, TensorType.Q8_0: 0.006, TensorType.I8_CHANNEL: 0.009}[tensor.type]
+        assert np.linalg.norm(a - b) < np.linalg.norm(b) * bound
         assert name in repr(tensor)
 
 
 def test_fingerprints_tell_them_apart() -> None:
     original = open_checkpoint(TINY_LLAMA)
-    fingerprints = {original.fingerprint, quantized(original, "int8").fingerprint, quantized(original, "int4").fingerprint}
-    assert len(fingerprints) == 3
+    kinds: tuple[Any, ...] = ("int8", "int8-channel", "int4")
+    fingerprints = {original.fingerprint, *(quantized(original, kind).fingerprint for kind in kinds)}
+    assert len(fingerprints) == 4
     assert all(len(fingerprint) == 32 for fingerprint in fingerprints)
     assert quantized(open_checkpoint(TINY_LLAMA), "int8").fingerprint in fingerprints
 
@@ -227,5 +244,5 @@ def test_what_stays_as_it_is(small_gguf: Path) -> None:
 
 
 def test_an_unknown_quantisation() -> None:
-    with pytest.raises(ValueError, match="quantization='int3' is invalid: choose one of int8, int4"):
+    with pytest.raises(ValueError, match="quantization='int3' is invalid: choose one of int8, int8-channel, int4"):
         quantized(open_checkpoint(TINY_LLAMA), "int3")  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::in
     case WeightFormat::BF16:
       return linear_float(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT8_G32:
+    case WeightFormat::INT8_CHANNEL:
     case WeightFormat::TABLE4_G32:
     case WeightFormat::TABLE4_K:
       return linear_int8(w, a, m, panel_begin, panel_end, out);

@@ -1,5 +1,6 @@
 // Signed weights, INT8 as they are or TABLE4 out of a table, times quantised rows. Per group of 32: an exact integer
-// sum S, then acc = fma(float(S), ws * xs, acc), groups in order.
+// sum S, then acc = fma(float(S), ws * xs, acc), groups in order. Scales of whole columns are multiplied into finished
+// sums instead.
 //
 // maddubs wants an unsigned factor: |w| times x with w's sign. |w| <= 128 and |x| <= 127, so its sums of two products
 // stay within 32512 and fit 16 bits.
@@ -14,8 +15,11 @@ struct Weights {
   static constexpr GroupLayout kLayout = group_layout(Format);
   static constexpr std::int64_t kBlockBytes = kLayout.block_bytes();
   static constexpr std::int64_t kGroupBytes = kBlockBytes / kLayout.groups;  // on average
+  static constexpr std::int64_t kPanelHeader = panel_header_bytes(Format);
+  static constexpr bool kChannelScales = channel_scales(Format);
 
   OCTAVO_INLINE static __m256 scale(const std::uint8_t* header, std::int64_t group, int h) {
+    if constexpr (kChannelScales) return _mm256_set1_ps(1.0f);
     const __m256 d = load_halves(header + 16 * h);
     if constexpr (!two_level(Format)) return d;
     const std::uint8_t* factors = header + kLayout.factors(group) + 8 * h;
@@ -26,6 +30,9 @@ struct Weights {
   // k = 4 V … 4 V + 3 of a group.
   template <int V>
   OCTAVO_INLINE static __m256i weights(const std::uint8_t* vectors, int h) {
+    if constexpr (kChannelScales) {
+      return _mm256_xor_si256(load_bytes(vectors + 64 * V + 32 * h), _mm256_set1_epi8(-128));
+    }
     if constexpr (!has_table(Format)) return load_bytes(vectors + 64 * V + 32 * h);
     const __m256i pair = load_bytes(vectors + 64 * (V / 2) + 32 * h);
     const __m256i q = _mm256_and_si256(V % 2 ? _mm256_srli_epi16(pair, 4) : pair, _mm256_set1_epi8(15));
@@ -38,9 +45,10 @@ struct Weights {
 template <class W, int R>
 void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
           std::int64_t tiles, const LinearOutput& out) {
-  const std::int64_t groups = w.k / kGroup, stride = groups * W::kGroupBytes;
-  const std::uint8_t* p = w.data + panel * stride;
-  Ahead ahead = ahead_of(p, stride, W::kGroupBytes, t, tiles);
+  const std::int64_t groups = w.k / kGroup, stride = W::kPanelHeader + groups * W::kGroupBytes;
+  const std::uint8_t* const strip = w.data + panel * stride;
+  const std::uint8_t* p = strip + W::kPanelHeader;
+  Ahead ahead = ahead_of(strip, stride, W::kGroupBytes, t, tiles);
   const std::int8_t* q[R];
   const __m256i ones = _mm256_set1_epi16(1);
   __m256 acc[R][2];
@@ -70,11 +78,19 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
     const __m256 scale_lo = W::scale(p, b, 0), scale_hi = W::scale(p, b, 1);
     unroll<R>([&](auto i) OCTAVO_INLINE {
       const __m256 xs = _mm256_broadcast_ss(a.scale + (row + i) * groups + g);
-      acc[i][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i][0]), _mm256_mul_ps(scale_lo, xs), acc[i][0]);
-      acc[i][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i][1]), _mm256_mul_ps(scale_hi, xs), acc[i][1]);
+      const __m256 lo = W::kChannelScales ? xs : _mm256_mul_ps(scale_lo, xs);
+      const __m256 hi = W::kChannelScales ? xs : _mm256_mul_ps(scale_hi, xs);
+      acc[i][0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i][0]), lo, acc[i][0]);
+      acc[i][1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i][1]), hi, acc[i][1]);
       q[i] += kGroup;
     });
     if (b + 1 == W::kLayout.groups) p += W::kBlockBytes;
+  }
+  if constexpr (W::kChannelScales) {
+    unroll<2>([&](auto h) OCTAVO_INLINE {
+      const __m256 scale = _mm256_loadu_ps(reinterpret_cast<const float*>(strip) + 8 * h);
+      unroll<R>([&](auto i) OCTAVO_INLINE { acc[i][h] = _mm256_mul_ps(acc[i][h], scale); });
+    });
   }
   unroll<R>([&](auto i) OCTAVO_INLINE { store_row(out, row + i, panel * kPanelColumns, w.n, acc[i][0], acc[i][1]); });
 }
@@ -95,6 +111,8 @@ void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::
 void linear_int8(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                  std::int64_t panel_end, const LinearOutput& out) {
   switch (w.format) {
+    case WeightFormat::INT8_CHANNEL:
+      return multiply<Weights<WeightFormat::INT8_CHANNEL>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT8_G32:
       return multiply<Weights<WeightFormat::INT8_G32>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::TABLE4_G32:

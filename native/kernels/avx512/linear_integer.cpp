@@ -2,7 +2,8 @@
 // exact integer sum S of products (q - offset) * x, then acc = fma(float(S), ws * xs, acc) and, where there are
 // minimums, acc = fma(minimum, x_sum, acc), in order. Formats differ in where quants, scales and minimums come from,
 // and in nothing else. Quants are the unsigned factor of vpdpbusd; an offset is made good by where S starts, at -offset
-// times the sum of x. Parting quants costs other ports than the products do, so every tile reads them in place.
+// times the sum of x. Scales of whole columns are multiplied into finished sums instead. Parting quants costs other
+// ports than the products do, so every tile reads them in place.
 #include "linear_weights.hpp"
 
 namespace octavo::avx512 {
@@ -96,7 +97,8 @@ OCTAVO_INLINE inline void multiply_group(const TileRows& rows, std::int64_t grou
       const __m512 ws = scale(j, part);
       unroll<R>([&](auto i) OCTAVO_INLINE {
         const __m512 xs = _mm512_set1_ps(rows.scale[i * rows.groups + group]);
-        acc[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), _mm512_mul_ps(ws, xs), acc[i][j]);
+        const __m512 factor = W::kChannelScales ? xs : _mm512_mul_ps(ws, xs);
+        acc[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), factor, acc[i][j]);
         if constexpr (W::kMinimum) {
           const float* of_row = W::kParts == 1 ? rows.x_sum + i * rows.groups + group : &sums[i].x_sum[at][part];
           acc[i][j] = _mm512_fmadd_ps(minimum(j, part), _mm512_set1_ps(*of_row), acc[i][j]);
@@ -111,9 +113,10 @@ template <class W, int R, int P>
 void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
           std::int64_t tiles, const LinearOutput& out) {
   const TileRows rows(a, w.k, row);
-  const std::int64_t stride = rows.groups * W::kGroupBytes;
-  const std::uint8_t* p = w.data + panel * stride;
-  Ahead ahead = ahead_of(p, stride * P, W::kGroupBytes * P, t, tiles);
+  const std::int64_t stride = W::kPanelHeader + rows.groups * W::kGroupBytes;
+  const std::uint8_t* const strip = w.data + panel * stride;
+  const std::uint8_t* p = strip + W::kPanelHeader;
+  Ahead ahead = ahead_of(strip, stride * P, W::kGroupBytes * P, t, tiles);
   PartSums<W> sums[R];
   __m512 acc[R][P];
   unroll<R>([&](auto i) OCTAVO_INLINE {
@@ -135,17 +138,36 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
           [&](auto j, int part) OCTAVO_INLINE { return W::minimum(p + j * stride, factors[j], b, part); });
     }
   }
+  if constexpr (W::kChannelScales) {
+    unroll<P>([&](auto j) OCTAVO_INLINE {
+      const __m512 scale = _mm512_loadu_ps(strip + j * stride);
+      unroll<R>([&](auto i) OCTAVO_INLINE { acc[i][j] = _mm512_mul_ps(acc[i][j], scale); });
+    });
+  }
   store_tile(out, row, panel * kPanelColumns, w.n, acc);
 }
 
+// Every tile of a strip of P panels.
+template <class W, int Most, int P>
+void multiply_strip(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t rows,
+                    std::int64_t panel, const LinearOutput& out) {
+  for_each_tile<Most>(rows, [&](auto height, std::int64_t r, std::int64_t t, std::int64_t tiles)
+                                OCTAVO_INLINE { tile<W, height, P>(w, a, row + r, panel, t, tiles, out); });
+}
+
+// Where one tile has all rows, memory is the bound, and one panel at a time the stream that it serves best. Many rows
+// go in tiles that need the fewest loads for each product, fewer in tiles that are higher.
 template <class W>
 void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
               std::int64_t panel_end, const LinearOutput& out) {
+  constexpr int kHigh = 6;
+  constexpr std::int64_t kManyRows = 24;
   for_each_block(m, w.k, 192 << 10, 16, 256, [&](std::int64_t row, std::int64_t rows) {
-    for_each_tile_of_strips<5>(
-        rows, panel_begin, panel_end,
-        [&](auto height, auto panels, std::int64_t r, std::int64_t panel, std::int64_t t, std::int64_t tiles)
-            OCTAVO_INLINE { tile<W, height, panels>(w, a, row + r, panel, t, tiles, out); });
+    std::int64_t panel = panel_begin;
+    for (; rows >= kManyRows && panel + 3 <= panel_end; panel += 3)
+      multiply_strip<W, 4, 3>(w, a, row, rows, panel, out);
+    for (; rows > kHigh && panel + 2 <= panel_end; panel += 2) multiply_strip<W, kHigh, 2>(w, a, row, rows, panel, out);
+    for (; panel < panel_end; ++panel) multiply_strip<W, kHigh, 1>(w, a, row, rows, panel, out);
   });
 }
 
@@ -154,6 +176,8 @@ void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::
 void linear_integer(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                     std::int64_t panel_end, const LinearOutput& out) {
   switch (w.format) {
+    case WeightFormat::INT8_CHANNEL:
+      return multiply<Weights<WeightFormat::INT8_CHANNEL>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::INT8_G32:
       return multiply<Weights<WeightFormat::INT8_G32>>(w, a, m, panel_begin, panel_end, out);
     case WeightFormat::OFFSET4_G32:

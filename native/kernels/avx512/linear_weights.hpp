@@ -14,10 +14,12 @@ struct Weights {
   static constexpr GroupLayout kLayout = group_layout(Format);
   static constexpr std::int64_t kBlockBytes = kLayout.block_bytes();
   static constexpr std::int64_t kGroupBytes = kBlockBytes / kLayout.groups;  // on average
+  static constexpr std::int64_t kPanelHeader = panel_header_bytes(Format);
   static constexpr int kParts = kLayout.parts;
   static constexpr int kVectors = 8 / kParts;  // of four k, in a part
-  static constexpr int kOffset = kLayout.bits == 8 || has_table(Format) ? 128 : kLayout.offset;
+  static constexpr int kOffset = Format == WeightFormat::INT8_G32 || has_table(Format) ? 128 : kLayout.offset;
   static constexpr bool kMinimum = kLayout.has_minimum;
+  static constexpr bool kChannelScales = channel_scales(Format);
 
   OCTAVO_INLINE static const std::uint8_t* vectors(const std::uint8_t* header, std::int64_t group) {
     return header + kLayout.header_bytes + group * kLayout.group_bytes;
@@ -43,6 +45,7 @@ struct Weights {
   }
 
   OCTAVO_INLINE static __m512 scale(const std::uint8_t* header, const Factors& factors, std::int64_t group, int part) {
+    if constexpr (kChannelScales) return _mm512_set1_ps(1.0f);
     const __m512 d = load_halves(header);
     if constexpr (!two_level(Format)) return d;
     if constexpr (kPackedFactors) return times(d, _mm512_cvtepu8_epi32(load_sixteen(factors.s[group])));
@@ -66,7 +69,7 @@ struct Weights {
     const auto load = [vectors](int vector) OCTAVO_INLINE { return _mm512_loadu_si512(vectors + 64 * vector); };
     constexpr int kBits = kLayout.bits;
     const __m512i none = _mm512_setzero_si512(), to_unsigned = _mm512_set1_epi8(-128);
-    if constexpr (kBits == 8) return _mm512_xor_si512(load(V), to_unsigned);
+    if constexpr (kBits == 8) return kLayout.offset == 128 ? load(V) : _mm512_xor_si512(load(V), to_unsigned);
     if constexpr (kBits < 4) {
       const __m512i low = with_field<2 * (V % 4), 2, 0>(none, load(V / 4));
       if constexpr (kBits == 2) return low;

@@ -105,7 +105,7 @@ struct Group {
 int quant(int bits, const std::uint8_t* vectors, int i) {
   const auto pair = [i](const std::uint8_t* v) { return v[i / 16 * kVectorBytes + i % 4] >> (i / 4 % 4 * 2) & 3; };
   const auto single = [i](const std::uint8_t* v) { return v[i % 4] >> i / 4 & 1; };
-  if (bits == 8) return static_cast<std::int8_t>(vectors[i / 4 * kVectorBytes + i % 4]);
+  if (bits == 8) return vectors[i / 4 * kVectorBytes + i % 4];
   if (bits < 4) return pair(vectors) | (bits == 3 ? single(vectors + 2 * kVectorBytes) << 2 : 0);
   const int byte = vectors[i / 8 * kVectorBytes + i % 4];
   const int low = i % 8 < 4 ? byte & 15 : byte >> 4;
@@ -116,13 +116,13 @@ int quant(int bits, const std::uint8_t* vectors, int i) {
 // In two-level formats the halves are multiplied by a byte for each scale and minimum, exactly.
 void spread(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Group& group) {
   const GroupLayout layout = group_layout(format);
-  const std::uint8_t* header = panel + g / layout.groups * layout.block_bytes();
+  const std::uint8_t* header = panel + panel_header_bytes(format) + g / layout.groups * layout.block_bytes();
   const std::int64_t place = g % layout.groups;
   const std::uint8_t* vectors = header + layout.header_bytes + place * layout.group_bytes;
   group.parts = layout.parts;
   group.has_minimum = layout.has_minimum;
   for (int c = 0; c < kPanelColumns; ++c) {
-    const float d = to_float(read_half(header + 2 * c));
+    const float d = channel_scales(format) ? 1.0f : to_float(read_half(header + 2 * c));
     const float e = layout.has_minimum ? to_float(read_half(header + 2 * kPanelColumns + 2 * c)) : 0;
     group.scale[0][c] = d, group.minimum[0][c] = e;
     for (int part = 0; two_level(format) && part < layout.parts; ++part) {
@@ -146,7 +146,8 @@ void spread(WeightFormat format, const std::uint8_t* panel, std::int64_t g, Grou
 }
 
 // Integer weights: per group, or each half of it, an exact sum S, then acc = fma(S, scale * x_scale, acc) and, where
-// there are minimums, acc = fma(minimum, x_sum, acc). x_sum is a group's or x_scale * a half's.
+// there are minimums, acc = fma(minimum, x_sum, acc). x_sum is a group's or x_scale * a half's. Where scales are
+// columns', scale is 1 here, and sums are multiplied by theirs in the end.
 void multiply_groups(WeightFormat format, const std::uint8_t* panel, const Activations& a, std::int64_t row,
                      std::int64_t rows, std::int64_t k, Sums* acc) {
   const std::int64_t groups = k / kGroup;
@@ -185,6 +186,14 @@ void multiply(const PackedMatrix& w, const std::uint8_t* panel, const Activation
   }
 }
 
+void scale_columns(const std::uint8_t* panel, std::int64_t rows, Sums* acc) {
+  for (int c = 0; c < kPanelColumns; ++c) {
+    float scale;
+    __builtin_memcpy(&scale, panel + 4 * c, sizeof scale);
+    for (std::int64_t r = 0; r < rows; ++r) acc[r][c] *= scale;
+  }
+}
+
 void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
             std::int64_t panel_end, const LinearOutput& out) {
   const std::int64_t bytes = panel_bytes(w.format, w.k);
@@ -193,6 +202,7 @@ void linear(const PackedMatrix& w, const Activations& a, std::int64_t m, std::in
       const std::int64_t rows = m - row < kBlockRows ? m - row : kBlockRows;
       Sums acc[kBlockRows] = {};
       multiply(w, w.data + panel * bytes, a, row, rows, acc);
+      if (channel_scales(w.format)) scale_columns(w.data + panel * bytes, rows, acc);
       for (std::int64_t r = 0; r < rows; ++r) store_row(out, row + r, panel * kPanelColumns, w.n, acc[r]);
     }
   }

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from octavo.cli.options import ModelArgument, debug_option
-from octavo.config import DEFAULT_MODEL
+from octavo.config import DEFAULT_MODEL, Quantization
 
 TEMPLATE_LINES = 4
 LINE_LENGTH = 100
 
 QuantizationOption = Annotated[
-    Literal["int8", "int4"] | None,
+    Quantization | None,
     typer.Option("--quantization", help="As if it were loaded with this flag.", show_default="as it is"),
 ]
 

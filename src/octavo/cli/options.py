@@ -39,7 +39,8 @@ ENGINE_HELP: dict[str, str] = {
     "num_threads": "Threads that compute.",
     "seed": "Seed of the requests that bring none.",
     "served_model_name": "The model's name in the API.",
-    "quantization": "Quantise float weights at load, int8 or int4; what is quantised already stays as it is.",
+    "quantization": "Quantise float weights at load: int8, int4, or int8-channel, whose one scale for each output makes long prompts and"
+    " many requests fastest and is less exact than int8; what is quantised already stays as it is.",
     "dequantize": "Expand quantised weights to fp32 (a reference for numerics; several times the memory).",
     "generation_config": "Sampling parameters that a request leaves out: the model's own (auto), or neutral ones (none, vllm).",
     "weight_cache": "Keep packed weights on disk for a quicker next start; on by default.",

@@ -4,6 +4,7 @@ A block holds 32 or 256 consecutive elements of a row (ggml-org/ggml, src/ggml-c
 q unsigned unless said otherwise:
 
     Q8_0     d, 32 signed bytes q                                   d · q
+    I8_CHANNEL  as Q8_0
     Q4_0     d, 16 bytes of nibbles                                 d · (q - 8)
     Q4_1     d, m, 16 bytes of nibbles                              d · q + m
     Q5_0     d, 4 bytes of high bits, 16 bytes of nibbles           d · (q - 16)
@@ -182,6 +183,7 @@ _DECODERS: Mapping[TensorType, Callable[[UInt8Array], Float32Array]] = {
     TensorType.F16: _f16,
     TensorType.BF16: _bf16,
     TensorType.Q8_0: _q8_0,
+    TensorType.I8_CHANNEL: _q8_0,
     TensorType.Q4_0: _q4_0,
     TensorType.Q4_1: _q4_1,
     TensorType.Q5_0: _q5_0,

@@ -1,4 +1,5 @@
-"""Quantising tensors to the bytes of GGUF's Q8_0 and Q4_1: groups of 32 with a scale, in 4 bits with a minimum too.
+"""Quantising tensors to the bytes of GGUF's Q8_0 and Q4_1: groups of 32 with a scale, in 4 bits with a minimum too; and to
+Q8_0's with one scale for a whole row.
 
 *8 bits*: round to nearest with scale = max|x| / 127. *4 bits*: scale and minimum are searched for. Starting from several
 divisions of [min, max], each group is rounded, the scale and minimum that fit these integers best are solved for (weighted least
@@ -6,8 +7,8 @@ squares) and rounded to halves, and the group is rounded again with them; whiche
 rounding over [min, max] is among them. An element's weight is rms(group) + |x|: large weights matter more
 (``make_qkx2_quants`` in ggml-org/ggml, src/ggml-quants.c). Everything is computed as integers and scales will be read: from halves.
 
-Work goes in runs of groups that fit the processor's cache, each written once into the result, so that besides the result (and the
-memory-mapped source) next to nothing is held.
+Work goes in runs of groups, or of rows, that fit the processor's cache, each written once into the result, so that besides the result
+(and the memory-mapped source) next to nothing is held.
 """
 
 from __future__ import annotations
@@ -38,44 +39,47 @@ _LARGEST_HALF = np.float32(65504)
 
 
 def quantize_tensor(tensor: Tensor, kind: TensorType) -> UInt8Array:
-    """The elements of a tensor of any type as ``kind``, Q8_0 or Q4_1: uint8 (rows, bytes per row).
+    """The elements of a tensor of any type as ``kind``, Q8_0, I8_CHANNEL or Q4_1: uint8 (rows, bytes per row).
 
     Rows must be whole groups of 32. Raises ``ValueError`` that names the tensor for a NaN, an infinity or a magnitude that
     the halves of the format cannot scale.
     """
     quantize = _QUANTIZERS.get(kind)
+    row_groups = tensor.shape[-1] // GROUP if tensor.shape else 0
     if quantize is None or not tensor.shape or tensor.shape[-1] % GROUP:
         raise ValueError(f"tensor {tensor.name!r} of type {tensor.type.name} and shape {tensor.shape} cannot be quantised to {kind.name}")
     data = tensor.data
     source = np.ascontiguousarray(data).reshape(-1, tensor.type.block_bytes)
     num_groups = len(source) * tensor.type.block_length // GROUP
     out = np.empty((num_groups, kind.block_bytes), np.uint8)
+    length = GROUP * row_groups if kind is TensorType.I8_CHANNEL else GROUP  # that share a scale
+    run_groups = max(1, _RUN_GROUPS // row_groups) * row_groups if kind is TensorType.I8_CHANNEL else _RUN_GROUPS
 
     def run(start: int) -> None:
-        stop = min(start + _RUN_GROUPS, num_groups)
+        stop = min(start + run_groups, num_groups)
         first, last = (group * GROUP // tensor.type.block_length for group in (start, stop))
-        values = dequantize_blocks(source[first:last], tensor.type).reshape(-1, GROUP)
+        values = dequantize_blocks(source[first:last], tensor.type).reshape(-1, length)
         try:
             quantize(values, out[start:stop])
         except FloatingPointError as error:
             raise ValueError(f"tensor {tensor.name!r} cannot be quantised: {error}") from None
 
-    with ThreadPoolExecutor(min(available_cores(), max(1, num_groups // _RUN_GROUPS))) as pool:
-        for _ in pool.map(run, range(0, num_groups, _RUN_GROUPS)):
+    with ThreadPoolExecutor(min(available_cores(), max(1, num_groups // run_groups))) as pool:
+        for _ in pool.map(run, range(0, num_groups, run_groups)):
             pass
     return out.reshape(len(data), -1)
 
 
 def quantize_q8_0(values: Float32Array, out: UInt8Array) -> None:
-    """values (groups, 32) into out (groups, 34). No error is larger than half a step. Raises ``FloatingPointError``."""
+    """values (n, 32 · m) into out (n · m, 34): n scales. No error is larger than half a step. Raises ``FloatingPointError``."""
     largest = np.abs(values).max(axis=1)
     _check_range(largest, 127)
     scale = (largest / np.float32(127)).astype(np.float16)
     too_small = scale.astype(np.float32) * np.float32(127.5) < largest  # rounded down too far, as small ones are
     scale = np.where(too_small, np.nextafter(scale, np.float16(np.inf)), scale)
     q = np.rint(values / np.where(scale == 0, np.float32(1), scale.astype(np.float32))[:, None]).clip(-127, 127)
-    out[:, :2] = scale.astype("<f2").view(np.uint8).reshape(-1, 2)
-    out[:, 2:] = q.astype(np.int8).view(np.uint8)
+    out[:, :2] = np.repeat(scale.astype("<f2"), len(out) // len(scale)).view(np.uint8).reshape(-1, 2)
+    out[:, 2:] = q.astype(np.int8).view(np.uint8).reshape(-1, GROUP)
 
 
 def quantize_q4_1(values: Float32Array, out: UInt8Array, steps: tuple[float, ...] = SEARCH_STEPS) -> None:
@@ -149,5 +153,6 @@ def _check_range(magnitude: Float32Array, steps: int) -> None:
 
 _QUANTIZERS: dict[TensorType, Callable[[Float32Array, UInt8Array], None]] = {
     TensorType.Q8_0: quantize_q8_0,
+    TensorType.I8_CHANNEL: quantize_q8_0,
     TensorType.Q4_1: quantize_q4_1,
 }

@@ -18,7 +18,7 @@ from octavo.weights.quantize import GROUP, quantize_tensor
 from octavo.weights.table import TensorTable
 from octavo.weights.tensor import Checkpoint, ComputedTensor, Tensor, TensorType
 
-Quantization = Literal["int8", "int4"]
+Quantization = Literal["int8", "int8-channel", "int4"]
 
 KEPT = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight", "rope_freqs.weight")
 """Endings of names: routers of experts, whose small errors choose other experts, and small tables that are added or looked up."""
@@ -30,8 +30,11 @@ _REVISION = 1
 
 
 def quantized(checkpoint: Checkpoint, quantization: Quantization) -> Checkpoint:
-    """``checkpoint`` with its matrices as Q8_0 (``int8``) or Q4_1 (``int4``). Nothing is computed before ``Tensor.data`` is read, and
-    nothing kept: read it once. Raises ``ValueError`` for another ``quantization``."""
+    """``checkpoint`` with its matrices as Q8_0 (``int8``), I8_CHANNEL (``int8-channel``) or Q4_1 (``int4``).
+
+    Nothing is computed before ``Tensor.data`` is read, and nothing kept: read it once. Raises ``ValueError`` for another
+    ``quantization``.
+    """
     if quantization not in get_args(Quantization):
         raise ValueError(f"quantization={quantization!r} is invalid: choose one of {', '.join(get_args(Quantization))}")
     return QuantizedCheckpoint(checkpoint, quantization)
@@ -75,6 +78,8 @@ def target_type(tensor: Tensor, quantization: Quantization) -> TensorType:
     matrix = tensor.type.is_float and len(tensor.shape) >= 2 and tensor.shape[-1] % GROUP == 0 and tensor.name.endswith(".weight")
     if not matrix or tensor.name.endswith(KEPT):
         return tensor.type
+    if quantization == "int8-channel":
+        return TensorType.I8_CHANNEL
     return TensorType.Q8_0 if quantization == "int8" or tensor.name in EIGHT_BITS else TensorType.Q4_1
 
 

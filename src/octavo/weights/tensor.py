@@ -35,6 +35,8 @@ class TensorType(Enum):
     Q6_K = (256, 210)
     IQ4_NL = (32, 18, "iq4_nl")
     IQ4_XS = (256, 136)
+    I8_CHANNEL = (32, 34, "i8_channel")
+    """Q8_0 with one scale for a whole row, the same in all of its blocks. In no file: what quantising at load makes."""
 
     @property
     def block_length(self) -> int:

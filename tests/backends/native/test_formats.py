@@ -31,6 +31,7 @@ FORMATS = {
     TensorType.Q6_K: PackedFormat("INT6_K", 6.625),
     TensorType.IQ4_NL: PackedFormat("TABLE4_G32", 4.5),
     TensorType.IQ4_XS: PackedFormat("TABLE4_K", 4.375),
+    TensorType.I8_CHANNEL: PackedFormat("INT8_CHANNEL", 8.125),  # of rows of 256; of longer ones less
 }
 HALVES_AT = {TensorType.Q2_K: (80, 82), TensorType.Q3_K: (108,), TensorType.Q6_K: (208,)}
 WITH_MINIMUM = (TensorType.Q4_1, TensorType.Q5_1, TensorType.Q4_K, TensorType.Q5_K)
@@ -49,6 +50,9 @@ def random_tensor(kind: TensorType, rows: int, width: int, seed: int = 0) -> Ten
             scale = np.where(rng.random(len(blocks)) < 0.1, rng.integers(0, 1024, len(blocks)), rng.integers(0x1C00, 0x2C00, len(blocks)))
             scale |= rng.integers(0, 2, len(blocks)) << 15
             blocks[:, at : at + 2] = scale.astype("<u2")[:, None].view(np.uint8)
+    if kind is TensorType.I8_CHANNEL:
+        of_rows = blocks.reshape(rows, -1, kind.block_bytes)
+        of_rows[:, :, :2] = of_rows[:, :1, :2]
     return Tensor("t", kind, (rows, width), np.ascontiguousarray(blocks.reshape(rows, -1)))
 
 
@@ -78,6 +82,13 @@ def test_a_scale_that_is_not_finite_is_not_hidden(kind: TensorType) -> None:
     values = packed_values(tensor)
     assert not np.isfinite(values[0]).all()
     assert np.isfinite(values[1]).all()
+
+
+def test_a_row_of_several_scales_is_refused() -> None:
+    tensor = random_tensor(TensorType.I8_CHANNEL, 4, 256)
+    tensor.data[2, 3 * 34 : 3 * 34 + 2] = np.array([0.5], "<f2").view(np.uint8)
+    with pytest.raises(ValueError, match=r"I8_CHANNEL scale 0\.5.* of row 2, block 3: the row begins with"):
+        packed_values(tensor)
 
 
 def test_the_log_says_what_grows(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ from octavo.weights.tensor import ComputedTensor, Tensor, TensorType
 from ...conformance.programs import LittleLlama
 from ...conformance.steps import Driver
 
-MODEL = LittleLlama(hidden=256, linear_types=(TensorType.Q4_1, TensorType.Q8_0, TensorType.F16, TensorType.Q4_0), vocab_size=101)
+MODEL = LittleLlama(hidden=256, linear_types=(TensorType.Q4_1, TensorType.Q8_0, TensorType.F16, TensorType.I8_CHANNEL), vocab_size=101)
 TOKENS = np.random.default_rng(0).integers(0, MODEL.vocab_size, 40)
 MAPPED, COPIED = 0, 1 << 60
 
@@ -195,9 +195,9 @@ def test_a_full_disk_is_a_warning(cache: PackedCache, caplog: pytest.LogCaptureF
 
 def test_weights_that_cannot_be_packed_leave_nothing(cache: PackedCache) -> None:
     _, tensors = MODEL.build()
-    name = next(name for name, tensor in tensors.items() if tensor.type is TensorType.Q4_0)
+    name = next(name for name, tensor in tensors.items() if tensor.type is TensorType.I8_CHANNEL)
     broken = tensors[name].data.copy()
-    broken[5, :2] = 0xFF, 0x7B  # the largest half: -8 times it is none
+    broken[5, 34:36] = 0xFF, 0x7B  # another scale than the row's first block has
     tensors[name] = replace(tensors[name], data=broken)
     with pytest.raises(ValueError, match=f"tensor '{name}'.*row 5"):
         logits(cache, tensors=tensors)
