@@ -119,7 +119,7 @@ class Report:
 class Line:
     """A row of the table: one workload with our four-bit file (beside everything that peers have), or all in fp32.
 
-    ``peers``: engine, weights, value. ``best``: the best of them.
+    ``peers``: engine, weights, value. ``best``: the best of them. ``others``: our own other weights and their values, none for fp32.
     """
 
     row: Row
@@ -127,6 +127,7 @@ class Line:
     ours: float | None
     peers: list[tuple[str, str, float]]
     limit: float | None
+    others: tuple[tuple[str, float], ...] = ()
 
     @property
     def best(self) -> tuple[str, str, float] | None:
@@ -153,7 +154,7 @@ class Line:
         return self.check(FP32_REACH if self.weights == "fp32" else self.row.reach)
 
     def check(self, goal: Goal) -> Check | None:
-        """``None`` where what the goal is measured by is missing."""
+        """``None`` where what the goal is measured by is missing. Beside an engine's best weights count our best ones too."""
         if self.ours is None:
             return None
         if isinstance(goal, Share):
@@ -164,7 +165,10 @@ class Line:
         if not theirs:
             return None
         name = f"{goal.times:g} × {goal.engine}" + (f" {goal.weights}" if goal.weights else "")
-        return Check(name, self.row.ratio(self.ours, self.row.best(theirs)), goal.times)
+        ours = [(self.weights, self.ours), *(self.others if goal.weights is None else ())]
+        value = self.row.best([value for _, value in ours])
+        weights = next(weights for weights, v in ours if v == value)
+        return Check(name, self.row.ratio(value, self.row.best(theirs)), goal.times, weights="" if weights == self.weights else weights)
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,8 @@ class Check:
     got: float
     needed: float
     percent: bool = False
+    weights: str = ""
+    """Ours, where they are not the row's."""
 
     @property
     def met(self) -> bool:
@@ -182,7 +188,8 @@ class Check:
 
     def __str__(self) -> str:
         got = f"{self.got:.0%}" if self.percent else f"{self.got:.2f}"
-        return f"{self.goal}: {got} {'✓' if self.met else '✗'}"
+        weights = f" ({self.weights})" if self.weights else ""
+        return f"{self.goal}: {got}{weights} {'✓' if self.met else '✗'}"
 
 
 def lines(report: Report, ours: str = "Q4_1") -> list[Line]:
@@ -196,7 +203,9 @@ def lines(report: Report, ours: str = "Q4_1") -> list[Line]:
             peers = [(r.engine, r.weights, r.value) for r in found]
             value = report.value(row.name, OCTAVO, weights)
             if value is not None or (peers and weights != "fp32"):
-                made.append(Line(row, weights, value, peers, report.limit(row.name, weights)))
+                ours_too = [r for r in report.results if r.row == row.name and r.engine == OCTAVO and r.weights not in ("fp32", weights)]
+                others = () if weights == "fp32" else tuple((r.weights, r.value) for r in ours_too)
+                made.append(Line(row, weights, value, peers, report.limit(row.name, weights), others))
     return made
 
 

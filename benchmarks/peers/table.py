@@ -57,14 +57,10 @@ def _cell(line: Line, engine: str) -> str:
     return " · ".join(f"{number(value)} ({weights})" for _, weights, value in theirs) or "–"
 
 
-def _others(report: Report, line: Line) -> str:
-    """Octavo's own figure; in a four-bit row, the other four-bit file's too."""
-    text = f"**{number(line.ours)}** ({line.weights})"
-    if line.weights != "fp32":
-        for other in sorted({r.weights for r in report.results if r.engine == OCTAVO} - {line.weights, "fp32"}):
-            value = report.value(line.row.name, OCTAVO, other)
-            text += f" · {number(value)} ({other})" if value is not None else ""
-    return text
+def _others(line: Line) -> str:
+    """Octavo's own figure; in a four-bit row, those with other weights too."""
+    others = (f" · {number(value)} ({weights})" for weights, value in sorted(line.others))
+    return f"**{number(line.ours)}** ({line.weights})" + "".join(others)
 
 
 def _goal(check: Check, words: Mapping[str, Any]) -> str:
@@ -86,7 +82,7 @@ def markdown(report: Report, language: str = "en", *, goals: bool = True) -> str
         unit = f", {line.row.unit}" + (", fp32" if line.weights == "fp32" else "")
         ratio = "–" if line.ratio is None else f"{line.ratio:.2f} ×"
         last = _goals(line, words) if goals else ["–" if line.share is None else f"{line.share:.0%}"]
-        rows.append("| " + " | ".join([label + unit, _others(report, line), *(_cell(line, e) for e in ENGINES[1:]), ratio, *last]) + " |")
+        rows.append("| " + " | ".join([label + unit, _others(line), *(_cell(line, e) for e in ENGINES[1:]), ratio, *last]) + " |")
     missing = [
         f"- {note.engine} {note.weights}, {ROWS[note.row].en if note.row in ROWS else note.row}: {note.text}" for note in report.notes
     ]

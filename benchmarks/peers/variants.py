@@ -30,6 +30,8 @@ KV_TOKENS = {
 """Octavo's room for keys and values: over HTTP just what the row needs, since memory is read after it (llama-server gets 32 tokens more
 for each request); for long contexts, these and what the repetitions add to them."""
 OTHER_KV_TOKENS = 24_576
+GGUF = {"fp32": "F32", "int8": "F32"}
+"""The file's type where the weights' name is not it."""
 
 IN_PROCESS = ("requests", "decode", "prefill", "samples", "beams", "prefix", "context", "startup")
 
@@ -72,7 +74,7 @@ class OctavoServer(Server):
     """``octavo serve``."""
 
     def __init__(self, setting: Setting, weights: str) -> None:
-        model = setting.environments.gguf("F32" if weights == "fp32" else weights)
+        model = setting.environments.gguf(GGUF.get(weights, weights))
         port = free_port()
         command = [sys.executable, "-m", "octavo.cli", "serve", str(model), "--port", str(port), "--served-model-name", "peer"]
         command += ["--num-threads", str(setting.threads), "--kv-cache-dtype", setting.octavo_kv_dtype]
@@ -158,7 +160,7 @@ class Variant:
     def launch(self, setting: Setting, row: str) -> Session:
         """Starts what serves a row. Raises ``RuntimeError`` (or ``OSError``) if it does not start."""
         environments, threads = setting.environments, setting.threads
-        gguf = environments.gguf("F32" if self.weights == "fp32" else self.weights)
+        gguf = environments.gguf(GGUF.get(self.weights, self.weights))
         if self.engine == LLAMA_CPP:
             if self.group(row) == "tools":
                 return LlamaTools(environments.llama_bin, gguf, threads)
@@ -174,6 +176,8 @@ class Variant:
         if self.engine == OCTAVO:
             settings = {"model": str(gguf), "num_threads": threads, "kv_cache_dtype": setting.octavo_kv_dtype}
             settings |= {"kv_cache_memory_bytes": setting.kv_bytes(row)}
+            if self.weights == "int8":
+                settings |= {"quantization": "int8-channel"}
         elif self.engine == OPENVINO:
             python, module = environments.python("openvino"), "openvino"
             model = environments.openvino_model("int8" if self.weights == "int8" else "fp32")
@@ -208,6 +212,7 @@ _SERVED = ("serving", *IN_PROCESS)
 VARIANTS = (
     Variant(OCTAVO, "Q4_1", _SERVED, serves=True),
     Variant(OCTAVO, "Q4_0", ("requests", "decode", "prefill")),
+    Variant(OCTAVO, "int8", ("requests", "decode", "prefill")),
     Variant(OCTAVO, "fp32", _SERVED, serves=True),
     Variant(LLAMA_CPP, "Q4_1", ("serving", "decode", "prefill", "startup"), serves=True),
     Variant(LLAMA_CPP, "Q4_0", ("requests", "decode", "prefill", "samples", "prefix", "context")),
@@ -220,6 +225,8 @@ VARIANTS = (
 )
 """A row has those who can win it or are named by one of its goals: the whole has to fit into half an hour. llama.cpp's Q4_0 stands for its
 Q4_1 where both would do the same, since it is the faster of the two, and has no beam search; ``transformers`` neither pages nor shares.
+
+``int8`` is the fp32 model with a scale for each output of a matrix, OpenVINO's exported so, Octavo's quantised at load.
 
 On CPUs with bf16 instructions OpenVINO computes an fp32 model in bf16 unless told otherwise: that is ``bf16``, and ``fp32`` is told."""
 

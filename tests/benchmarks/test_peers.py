@@ -153,7 +153,10 @@ def test_a_run_goes_on_with_what_it_lacks() -> None:
     assert (OCTAVO, "fp32") not in everything["startup"]
     report.add(Result("decode", OPENVINO, "int8", [{"value": 1.0}]))
     assert set(everything["decode"]) - set(planned(report)["decode"]) == {(OPENVINO, "int8")}
-    assert planned(report, "--rows", "decode", "--peers", "OpenVINO", "--weights", "int8") == {}
+    int8 = ("--rows", "decode", "--peers", "OpenVINO", "--weights", "int8")
+    assert planned(report, *int8) == {"decode": [(OCTAVO, "int8")]}
+    report.add(Result("decode", OCTAVO, "int8", [{"value": 2.0}]))
+    assert planned(report, *int8) == {}
     assert planned(report, "--rows", "memory", "--peers", "vLLM") == {
         "requests": [(VLLM, "fp32")],
         "serving": [(OCTAVO, "Q4_1"), (OCTAVO, "fp32")],

@@ -55,6 +55,20 @@ def test_a_row_has_every_engine_the_best_ratio_and_its_goals() -> None:
     assert reach == "80% of the limit: 82% ✓"
 
 
+@pytest.mark.parametrize(("int8", "must"), [(170.0, "1.6 × OpenVINO: 1.70 (int8) ✓"), (120.0, "1.6 × OpenVINO: 1.50 ✗")])
+def test_an_engine_s_best_weights_stand_beside_our_best(int8: float, must: str) -> None:
+    report = made(
+        ("prefill", OCTAVO, "Q4_1", [150.0]),
+        ("prefill", OCTAVO, "int8", [int8]),
+        ("prefill", OCTAVO, "fp32", [900.0]),
+        ("prefill", OPENVINO, "fp32", [100.0]),
+    )
+    found = cells(report, "prefill, 512 tokens, tok/s |")
+    assert found[0] == f"**150** (Q4_1) · {int8:.0f} (int8)"
+    assert found[5] == "1.50 ×"
+    assert found[6] == must
+
+
 def test_times_and_memory_are_better_when_they_are_less() -> None:
     report = made(
         ("samples", OCTAVO, "Q4_1", [2.0]),
