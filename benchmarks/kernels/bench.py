@@ -82,8 +82,9 @@ class Point:
 
 
 FORMATS = (
-    TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q6_K, TensorType.Q5_1, TensorType.Q4_1, TensorType.Q5_K,
-    TensorType.Q4_K, TensorType.IQ4_NL, TensorType.IQ4_XS, TensorType.Q3_K, TensorType.Q2_K,
+    TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.I8_CHANNEL, TensorType.Q6_K, TensorType.Q5_1,
+    TensorType.Q5_0, TensorType.Q4_1, TensorType.Q4_0, TensorType.Q5_K, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.IQ4_XS,
+    TensorType.Q3_K, TensorType.Q2_K,
 )  # fmt: skip
 """A tensor type for each packed format."""
 

@@ -206,8 +206,8 @@ def test_quantised_checkpoint(quantization: Any) -> None:
         if len(before.shape) == 1:
             assert tensor is before
             continue
-        eight_bits = TensorType.I8_CHANNEL if quantization == "int8-channel" else TensorType.Q8_0
-        assert tensor.type is (TensorType.Q4_1 if quantization == "int4" and name != "token_embd.weight" else eight_bits)
+        kinds = {"int8": TensorType.Q8_0, "int8-channel": TensorType.I8_CHANNEL, "int4": TensorType.Q4_1}
+        assert tensor.type is (TensorType.Q8_0 if name == "token_embd.weight" else kinds[quantization])
         assert tensor.num_bytes == tensor.data.nbytes
         a, b = dequantize(tensor), dequantize(before)
         bound = {TensorType.Q4_1: 0.09, TensorType.Q8_0: 0.006, TensorType.I8_CHANNEL: 0.009}[tensor.type]

@@ -1,8 +1,8 @@
 """``quantized``: a checkpoint whose floating-point matrices are quantised as they are asked for.
 
-Which: every weight of two or more dimensions whose rows are whole groups of 32, except those in ``KEPT``. At ``int4`` the embedding and
-the output matrix, which decide the logits directly, still take 8 bits, as the usual 4-bit files have it. Norms,
-biases, tables of positions and what the file has quantised already stay as they are.
+Which: every weight of two or more dimensions whose rows are whole groups of 32, except those in ``KEPT``. The embedding and the output
+matrix, which decide the logits directly, take 8 bits in groups whatever the others take, as the usual 4-bit files have it. Norms, biases,
+tables of positions and what the file has quantised already stay as they are.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def target_type(tensor: Tensor, quantization: Quantization) -> TensorType:
     matrix = tensor.type.is_float and len(tensor.shape) >= 2 and tensor.shape[-1] % GROUP == 0 and tensor.name.endswith(".weight")
     if not matrix or tensor.name.endswith(KEPT):
         return tensor.type
-    if quantization == "int8-channel":
-        return TensorType.I8_CHANNEL
-    return TensorType.Q8_0 if quantization == "int8" or tensor.name in EIGHT_BITS else TensorType.Q4_1
+    if tensor.name in EIGHT_BITS:
+        return TensorType.Q8_0
+    return {"int8": TensorType.Q8_0, "int8-channel": TensorType.I8_CHANNEL, "int4": TensorType.Q4_1}[quantization]
 
 
 def _entry(entry: Tensor | str, quantization: Quantization) -> Tensor | str:
