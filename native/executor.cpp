@@ -9,7 +9,8 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kPackPanels = 16;  // panels that a thread packs at a time
+constexpr std::size_t kKvAhead = std::size_t{32} << 20;  // bytes of the cache that are present before they are used
+constexpr std::int64_t kPackPanels = 16;                 // panels that a thread packs at a time
 constexpr std::int64_t kWindowUnit = 16;  // windows are of as many rows as each other, rounded up to this
 
 std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -17,6 +18,27 @@ std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + u
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::size_t kind(const Instruction& instruction) { return instruction.index(); }
+
+// Tells who makes the cache's pages present that a step runs, and how far it wrote.
+class StepBeside {
+ public:
+  StepBeside(PagesAhead* pages, const Step& step, std::int64_t block_bytes)
+      : pages_(pages), step_(step), block_bytes_(block_bytes) {
+    if (pages_ != nullptr) pages_->step_begins();
+  }
+  ~StepBeside() {
+    if (pages_ == nullptr) return;
+    const std::int64_t slot = *std::max_element(step_.slot_mapping.begin(), step_.slot_mapping.end());
+    pages_->step_ends(static_cast<std::size_t>((slot / kBlockSize + 1) * block_bytes_));
+  }
+  StepBeside(const StepBeside&) = delete;
+  StepBeside& operator=(const StepBeside&) = delete;
+
+ private:
+  PagesAhead* pages_;
+  const Step& step_;
+  std::int64_t block_bytes_;
+};
 
 }  // namespace
 
@@ -122,13 +144,17 @@ void Executor::finish(std::int64_t arena_bytes, const Slice& logits, std::int64_
 }
 
 void Executor::allocate_kv(std::int64_t num_blocks, bool fill_nan) {
+  kv_ahead_.reset();
   kv_ = MappedMemory();
   num_blocks_ = 0;
   if (num_blocks > 0 && block_bytes() > std::int64_t{1} << 46) throw std::bad_alloc();
   if (num_blocks > (std::int64_t{1} << 46) / std::max<std::int64_t>(1, block_bytes())) throw std::bad_alloc();
   kv_ = MappedMemory(static_cast<std::size_t>(num_blocks * block_bytes()));
   num_blocks_ = num_blocks;
-  if (!fill_nan) return;
+  if (!fill_nan) {
+    if (num_blocks > 0) kv_ahead_ = std::make_unique<PagesAhead>(kv_.data(), kv_.bytes(), kKvAhead);
+    return;
+  }
   pool_->for_each(num_blocks, [&](std::int64_t i, int) {  // all ones are NaN, in halves, floats and scales alike
     std::memset(kv_.data() + i * block_bytes(), 0xff, static_cast<std::size_t>(block_bytes()));
   });
@@ -175,6 +201,7 @@ const float* Executor::run(const Step& step) {
   phases_.clear();
   for (std::size_t i = 0; i < instructions_.size();) i = add_phases(i);
   started_s_ = profiling_ ? now_s() : 0;
+  const StepBeside beside(kv_ahead_.get(), step, block_bytes());
   StepJob job(*this);
   pool_->run(job, phases_.size());
   if (profiling_) count_time(phases_.size() - 1);

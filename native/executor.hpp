@@ -14,6 +14,7 @@
 #include "isa.hpp"
 #include "memory.hpp"
 #include "pack.hpp"
+#include "pages_ahead.hpp"
 #include "step.hpp"
 #include "thread_pool.hpp"
 
@@ -165,6 +166,7 @@ class Executor {
   std::int64_t weight_bytes_ = 0;
 
   MappedMemory arena_, scratch_, kv_;
+  std::unique_ptr<PagesAhead> kv_ahead_;
   std::int64_t scratch_floats_ = 0;
   std::int64_t num_blocks_ = 0;
   std::int64_t vocab_size_ = 0;

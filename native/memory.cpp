@@ -62,6 +62,18 @@ void MappedMemory::protect() {
   if (data_ != nullptr) mprotect(data_, mapped_, PROT_READ);
 }
 
+bool make_present(std::uint8_t* begin, std::size_t bytes) {
+#ifdef __linux__
+  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, of Linux 5.14, which older headers do not have
+  const auto first = reinterpret_cast<std::uintptr_t>(begin) / kPage * kPage;
+  const auto last = (reinterpret_cast<std::uintptr_t>(begin) + bytes + kPage - 1) / kPage * kPage;
+  return madvise(reinterpret_cast<void*>(first), last - first, kPopulateWrite) == 0;
+#else
+  static_cast<void>(begin), static_cast<void>(bytes);
+  return false;
+#endif
+}
+
 void release_pages(const void* begin, std::size_t bytes) {
 #ifdef MADV_PAGEOUT
   const auto first = (reinterpret_cast<std::uintptr_t>(begin) + kPage - 1) / kPage * kPage;

@@ -41,4 +41,8 @@ class MappedMemory {
 // process's memory. Bytes that lie in no file stay as they are.
 void release_pages(const void* begin, std::size_t bytes);
 
+// Has the system give these bytes, of a mapping's, their pages now, and leaves what they hold. False if it cannot be
+// asked to.
+bool make_present(std::uint8_t* begin, std::size_t bytes);
+
 }  // namespace octavo
