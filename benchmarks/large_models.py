@@ -127,7 +127,8 @@ def main() -> None:
         print(row(path.stem, start, ModelSize.of(path), figures, limits["int8_gops"]))
     about = describe()
     print(
-        f"\n{time.strftime('%F %T')}, {about['cpu']}, {args.threads} threads; the best before and after: {limits['int8_gops']:.0f} GOPS int8."
+        f"\n{time.strftime('%F %T')}, {about['cpu']}, {args.threads} threads; "
+        f"the best before and after: {limits['int8_gops']:.0f} GOPS int8."
     )
 
 
