@@ -9,8 +9,10 @@
 namespace octavo {
 namespace {
 
-constexpr std::size_t kKvAhead = std::size_t{32} << 20;  // bytes of the cache that are present before they are used
-constexpr std::int64_t kPackPanels = 16;                 // panels that a thread packs at a time
+constexpr std::size_t kLeastKvAhead = std::size_t{32}
+                                      << 20;  // bytes of the cache that are present before they are used
+constexpr std::size_t kMostKvAhead = std::size_t{256} << 20;
+constexpr std::int64_t kPackPanels = 16;  // panels that a thread packs at a time
 constexpr std::int64_t kWindowUnit = 16;  // windows are of as many rows as each other, rounded up to this
 
 std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -152,7 +154,7 @@ void Executor::allocate_kv(std::int64_t num_blocks, bool fill_nan) {
   kv_ = MappedMemory(static_cast<std::size_t>(num_blocks * block_bytes()));
   num_blocks_ = num_blocks;
   if (!fill_nan) {
-    if (num_blocks > 0) kv_ahead_ = std::make_unique<PagesAhead>(kv_.data(), kv_.bytes(), kKvAhead);
+    if (num_blocks > 0) kv_ahead_ = std::make_unique<PagesAhead>(kv_.data(), kv_.bytes(), kLeastKvAhead, kMostKvAhead);
     return;
   }
   pool_->for_each(num_blocks, [&](std::int64_t i, int) {  // all ones are NaN, in halves, floats and scales alike

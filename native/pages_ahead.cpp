@@ -13,8 +13,10 @@ constexpr auto kPatience = std::chrono::milliseconds(20);
 
 }  // namespace
 
-PagesAhead::PagesAhead(std::uint8_t* data, std::size_t bytes, std::size_t ahead)
-    : data_(data), bytes_(bytes), ahead_(ahead), wanted_(std::min(bytes, ahead)), thread_([this] { work(); }) {}
+PagesAhead::PagesAhead(std::uint8_t* data, std::size_t bytes, std::size_t least, std::size_t most)
+    : data_(data), bytes_(bytes), least_(least), most_(most), wanted_(std::min(bytes, least)), thread_([this] {
+        work();
+      }) {}
 
 PagesAhead::~PagesAhead() {
   {
@@ -28,7 +30,7 @@ PagesAhead::~PagesAhead() {
 void PagesAhead::step_ends(std::size_t used) {
   last_end_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   busy_.store(false, std::memory_order_relaxed);
-  const std::size_t wanted = std::min(bytes_, used + ahead_);
+  const std::size_t wanted = std::min(bytes_, used + std::clamp(used, least_, most_));
   if (wanted < wanted_.load(std::memory_order_relaxed) + kPiece) return;
   {
     const std::lock_guard lock(mutex_);

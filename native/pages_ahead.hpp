@@ -11,12 +11,12 @@
 
 namespace octavo {
 
-// Keeps `ahead` bytes beyond the furthest use of a mapping present, by a thread of its own that leaves the processor to
-// steps: it works only when none has run for a while, and looks up after each piece.
+// Keeps as many bytes beyond the furthest use of a mapping present as have been used, within limits, by a thread of its
+// own that leaves the processor to steps: it works only when none has run for a while, and looks up after each piece.
 class PagesAhead {
  public:
   // The mapping, which is used from its beginning on, outlives this. Throws std::system_error.
-  PagesAhead(std::uint8_t* data, std::size_t bytes, std::size_t ahead);
+  PagesAhead(std::uint8_t* data, std::size_t bytes, std::size_t least, std::size_t most);
   ~PagesAhead();
   PagesAhead(const PagesAhead&) = delete;
   PagesAhead& operator=(const PagesAhead&) = delete;
@@ -31,7 +31,7 @@ class PagesAhead {
   bool quiet() const;
 
   std::uint8_t* data_;
-  std::size_t bytes_, ahead_;
+  std::size_t bytes_, least_, most_;
   std::size_t present_ = 0;  // of the thread alone
   std::atomic<std::size_t> wanted_;
   std::atomic<bool> busy_{false};

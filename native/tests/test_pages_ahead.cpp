@@ -33,17 +33,20 @@ bool becomes_present(const MappedMemory& memory, std::size_t bytes) {
 void test_as_far_ahead_as_asked() {
   const MappedMemory memory(64 * kMiB);
   memory.data()[5] = 42;
-  PagesAhead pages(memory.data(), memory.bytes(), 8 * kMiB);
+  PagesAhead pages(memory.data(), memory.bytes(), 8 * kMiB, 16 * kMiB);
   check(becomes_present(memory, 8 * kMiB), "8 MiB before anything is used");
   check(memory.data()[5] == 42 && memory.data()[6 * kMiB] == 0, "contents");
   pages.step_begins();
   memory.data()[7 * kMiB] = 43;
+  pages.step_ends(12 * kMiB);
+  check(becomes_present(memory, 24 * kMiB), "as much again as a step used");
+  pages.step_begins();
   pages.step_ends(20 * kMiB);
-  check(becomes_present(memory, 28 * kMiB), "8 MiB beyond what a step used");
+  check(becomes_present(memory, 36 * kMiB), "16 MiB beyond what another one used");
   pages.step_begins();
   pages.step_ends(3 * kMiB);  // further back: nothing new
   std::this_thread::sleep_for(50ms);
-  check(present(memory) <= 28 * kMiB + kHugePage, "no more than 8 MiB beyond it");
+  check(present(memory) <= 36 * kMiB + kHugePage, "no more than 16 MiB beyond it");
   check(memory.data()[7 * kMiB] == 43, "contents that a step wrote");
   pages.step_begins();
   pages.step_ends(63 * kMiB);
@@ -53,7 +56,7 @@ void test_as_far_ahead_as_asked() {
 // False if the second step began too late to be sure of anything: a busy machine.
 bool test_nothing_while_a_step_runs() {
   const MappedMemory memory(64 * kMiB);
-  PagesAhead pages(memory.data(), memory.bytes(), 4 * kMiB);
+  PagesAhead pages(memory.data(), memory.bytes(), 4 * kMiB, 4 * kMiB);
   check(becomes_present(memory, 4 * kMiB), "4 MiB at first");
   pages.step_begins();
   const auto ended = std::chrono::steady_clock::now();
@@ -70,7 +73,7 @@ bool test_nothing_while_a_step_runs() {
 void test_ends_at_once() {
   for (int i = 0; i < 20; ++i) {
     const MappedMemory memory(256 * kMiB);
-    const PagesAhead pages(memory.data(), memory.bytes(), memory.bytes());
+    const PagesAhead pages(memory.data(), memory.bytes(), memory.bytes(), memory.bytes());
     std::this_thread::sleep_for(std::chrono::microseconds(100 * i));
   }
 }

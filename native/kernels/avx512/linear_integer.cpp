@@ -156,16 +156,19 @@ void multiply_strip(const PackedMatrix& w, const Activations& a, std::int64_t ro
 }
 
 // Where one tile has all rows, memory is the bound, and one panel at a time the stream that it serves best. Many rows
-// go in tiles that need the fewest loads for each product, fewer in tiles that are higher.
+// of weights that are bytes already go in tiles that need the fewest loads for each product; where quants have to be
+// parted first, in tiles that use each for more rows.
 template <class W>
 void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
               std::int64_t panel_end, const LinearOutput& out) {
-  constexpr int kHigh = 6;
+  constexpr bool kBytes = W::kLayout.bits == 8, kTwoLevel = W::kLayout.groups > 1;
+  constexpr int kHigh = 6, kMany = kBytes ? 4 : kTwoLevel ? 6 : 5, kWide = kBytes ? 3 : 2;
   constexpr std::int64_t kManyRows = 24;
   for_each_block(m, w.k, 192 << 10, 16, 256, [&](std::int64_t row, std::int64_t rows) {
     std::int64_t panel = panel_begin;
-    for (; rows >= kManyRows && panel + 3 <= panel_end; panel += 3)
-      multiply_strip<W, 4, 3>(w, a, row, rows, panel, out);
+    for (; rows >= kManyRows && panel + kWide <= panel_end; panel += kWide) {
+      multiply_strip<W, kMany, kWide>(w, a, row, rows, panel, out);
+    }
     for (; rows > kHigh && panel + 2 <= panel_end; panel += 2) multiply_strip<W, kHigh, 2>(w, a, row, rows, panel, out);
     for (; panel < panel_end; ++panel) multiply_strip<W, kHigh, 1>(w, a, row, rows, panel, out);
   });
