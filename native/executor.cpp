@@ -9,8 +9,7 @@
 namespace octavo {
 namespace {
 
-constexpr std::size_t kLeastKvAhead = std::size_t{32}
-                                      << 20;  // bytes of the cache that are present before they are used
+constexpr std::size_t kLeastKvAhead = std::size_t{32} << 20;  // bytes of the cache, present before they are used
 constexpr std::size_t kMostKvAhead = std::size_t{256} << 20;
 constexpr std::int64_t kPackPanels = 16;  // panels that a thread packs at a time
 constexpr std::int64_t kWindowUnit = 16;  // windows are of as many rows as each other, rounded up to this
