@@ -51,8 +51,8 @@ struct LinearOp {
   std::vector<LinearPart> parts;            // side by side
   std::optional<Slice> residual;
   Slice out;
-  std::int64_t window =
-      0;  // `out` has room for so many rows, which the SiluMulOp that follows takes from there; 0: all
+  // `out` has room for so many rows, which the SiluMulOp that follows takes from there; 0: all.
+  std::int64_t window = 0;
 };
 
 struct RopeOp {

@@ -64,10 +64,12 @@ struct TileRows {
   }
 };
 
-// One group of R rows by P panels. quants(j, Index<v>{}), scale(j, part), minimum(j, part): of panel j.
-template <class W, int R, int P, class Quants, class Scale, class Minimum>
-OCTAVO_INLINE inline void multiply_group(const TileRows& rows, std::int64_t group, const PartSums<W> (&sums)[R],
-                                         __m512 (&acc)[R][P], Quants&& quants, Scale&& scale, Minimum&& minimum) {
+// Group `b` of the block of each of P panels whose headers begin at `p`, `stride` bytes apart, for R rows: their group
+// number `group`.
+template <class W, int R, int P>
+OCTAVO_INLINE inline void multiply_group(const std::uint8_t* p, std::int64_t stride,
+                                         const typename W::Factors (&factors)[P], std::int64_t b, const TileRows& rows,
+                                         std::int64_t group, const PartSums<W> (&sums)[R], __m512 (&acc)[R][P]) {
   const std::int64_t at = group % PartSums<W>::kGroups;
   unroll<W::kParts>([&](auto part) OCTAVO_INLINE {
     __m512i sum[R][P];
@@ -80,8 +82,9 @@ OCTAVO_INLINE inline void multiply_group(const TileRows& rows, std::int64_t grou
       constexpr int kVector = part * W::kVectors + 2 * v;
       __m512i weights[P][2];
       unroll<P>([&](auto j) OCTAVO_INLINE {
-        weights[j][0] = quants(j, Index<kVector>{});
-        weights[j][1] = quants(j, Index<kVector + 1>{});
+        const std::uint8_t* vectors = W::vectors(p + j * stride, b);
+        weights[j][0] = W::template quants<kVector>(vectors);
+        weights[j][1] = W::template quants<kVector + 1>(vectors);
       });
       unroll<2>([&](auto h) OCTAVO_INLINE {
         unroll<R>([&](auto i) OCTAVO_INLINE {
@@ -94,21 +97,23 @@ OCTAVO_INLINE inline void multiply_group(const TileRows& rows, std::int64_t grou
       });
     });
     unroll<P>([&](auto j) OCTAVO_INLINE {
-      const __m512 ws = scale(j, part);
+      const __m512 ws = W::scale(p + j * stride, factors[j], b, part);
+      __m512 minimum{};
+      if constexpr (W::kMinimum) minimum = W::minimum(p + j * stride, factors[j], b, part);
       unroll<R>([&](auto i) OCTAVO_INLINE {
         const __m512 xs = _mm512_set1_ps(rows.scale[i * rows.groups + group]);
         const __m512 factor = W::kChannelScales ? xs : _mm512_mul_ps(ws, xs);
         acc[i][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][j]), factor, acc[i][j]);
         if constexpr (W::kMinimum) {
           const float* of_row = W::kParts == 1 ? rows.x_sum + i * rows.groups + group : &sums[i].x_sum[at][part];
-          acc[i][j] = _mm512_fmadd_ps(minimum(j, part), _mm512_set1_ps(*of_row), acc[i][j]);
+          acc[i][j] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(*of_row), acc[i][j]);
         }
       });
     });
   });
 }
 
-// R rows by P panels that are read where they are: tile t of the `tiles` that pass over this strip.
+// R rows by P panels: tile t of the `tiles` that pass over this strip.
 template <class W, int R, int P>
 void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::int64_t panel, std::int64_t t,
           std::int64_t tiles, const LinearOutput& out) {
@@ -131,11 +136,7 @@ void tile(const PackedMatrix& w, const Activations& a, std::int64_t row, std::in
     unroll<P>([&](auto j) OCTAVO_INLINE { W::spread(p + j * stride, factors[j]); });
     for (std::int64_t b = 0; b < W::kLayout.groups; ++b) {
       prefetch(ahead);
-      multiply_group<W, R, P>(
-          rows, first + b, sums, acc,
-          [&](auto j, auto v) OCTAVO_INLINE { return W::template quants<v>(W::vectors(p + j * stride, b)); },
-          [&](auto j, int part) OCTAVO_INLINE { return W::scale(p + j * stride, factors[j], b, part); },
-          [&](auto j, int part) OCTAVO_INLINE { return W::minimum(p + j * stride, factors[j], b, part); });
+      multiply_group<W, R, P>(p, stride, factors, b, rows, first + b, sums, acc);
     }
   }
   if constexpr (W::kChannelScales) {
