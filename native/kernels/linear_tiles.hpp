@@ -47,6 +47,17 @@ OCTAVO_INLINE inline void prefetch_one(Ahead& ahead) {
   ahead.at += static_cast<std::uintptr_t>(ahead.step);
 }
 
+template <WeightFormat Format>
+struct FormatIndex {
+  OCTAVO_INLINE constexpr operator WeightFormat() const { return Format; }
+};
+
+// f(FormatIndex<format>{}) if `format` is one of these.
+template <WeightFormat... Formats, class F>
+OCTAVO_INLINE inline void for_format(WeightFormat format, F&& f) {
+  ((format == Formats ? f(FormatIndex<Formats>{}) : void()), ...);
+}
+
 // Calls f(first row, rows) for blocks of rows, as equal as can be, whose activations, `row_bytes` each, take
 // `cache_bytes` at most; but blocks have up to `least` rows whatever they take, and never more than `most`.
 template <class F>

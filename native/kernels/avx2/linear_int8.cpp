@@ -110,18 +110,9 @@ void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::
 
 void linear_int8(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                  std::int64_t panel_end, const LinearOutput& out) {
-  switch (w.format) {
-    case WeightFormat::INT8_CHANNEL:
-      return multiply<Weights<WeightFormat::INT8_CHANNEL>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT8_G32:
-      return multiply<Weights<WeightFormat::INT8_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::TABLE4_G32:
-      return multiply<Weights<WeightFormat::TABLE4_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::TABLE4_K:
-      return multiply<Weights<WeightFormat::TABLE4_K>>(w, a, m, panel_begin, panel_end, out);
-    default:
-      return;
-  }
+  using enum WeightFormat;
+  for_format<INT8_CHANNEL, INT8_G32, TABLE4_G32, TABLE4_K>(
+      w.format, [&](auto format) { multiply<Weights<format>>(w, a, m, panel_begin, panel_end, out); });
 }
 
 }  // namespace octavo::avx2

@@ -179,36 +179,10 @@ void multiply(const PackedMatrix& w, const Activations& a, std::int64_t m, std::
 
 void linear_integer(const PackedMatrix& w, const Activations& a, std::int64_t m, std::int64_t panel_begin,
                     std::int64_t panel_end, const LinearOutput& out) {
-  switch (w.format) {
-    case WeightFormat::INT8_CHANNEL:
-      return multiply<Weights<WeightFormat::INT8_CHANNEL>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT8_G32:
-      return multiply<Weights<WeightFormat::INT8_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::OFFSET4_G32:
-      return multiply<Weights<WeightFormat::OFFSET4_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::OFFSET5_G32:
-      return multiply<Weights<WeightFormat::OFFSET5_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT4_G32:
-      return multiply<Weights<WeightFormat::INT4_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT5_G32:
-      return multiply<Weights<WeightFormat::INT5_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT4_K:
-      return multiply<Weights<WeightFormat::INT4_K>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT5_K:
-      return multiply<Weights<WeightFormat::INT5_K>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT6_K:
-      return multiply<Weights<WeightFormat::INT6_K>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT3_K:
-      return multiply<Weights<WeightFormat::INT3_K>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::INT2_K:
-      return multiply<Weights<WeightFormat::INT2_K>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::TABLE4_G32:
-      return multiply<Weights<WeightFormat::TABLE4_G32>>(w, a, m, panel_begin, panel_end, out);
-    case WeightFormat::TABLE4_K:
-      return multiply<Weights<WeightFormat::TABLE4_K>>(w, a, m, panel_begin, panel_end, out);
-    default:
-      return;
-  }
+  using enum WeightFormat;
+  for_format<INT8_CHANNEL, INT8_G32, OFFSET4_G32, OFFSET5_G32, INT4_G32, INT5_G32, INT4_K, INT5_K, INT6_K, INT3_K,
+             INT2_K, TABLE4_G32, TABLE4_K>(
+      w.format, [&](auto format) { multiply<Weights<format>>(w, a, m, panel_begin, panel_end, out); });
 }
 
 }  // namespace octavo::avx512
