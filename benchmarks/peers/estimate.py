@@ -46,7 +46,7 @@ def estimate_s(planned: Mapping[str, Sequence[Named]], rules: Rules, earlier: Re
         for variant in variants:
             found = earlier.find(row, variant.engine, variant.weights) if earlier else None
             one = median(run["wall_s"] for run in found.runs) if found else TYPICAL_S[row].get(variant.engine, 10)
-            total += rules.of(variant.engine) * (one + QUIET_S)
+            total += rules.of(variant.engine, row) * (one + QUIET_S)
             if row == "context":
                 total += CONTEXT_WARM_UP_S.get(variant.engine, 0.0)
             elif ROWS[row].warm_up is not None:

@@ -28,15 +28,15 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Rules:
-    """``reps_of``: of engines that get another number of repetitions."""
+    """``reps_of``: of engines and rows that get another number of repetitions; an engine's counts in every row."""
 
     reps: int
     extra_reps: int = 3
     patience_s: int = 25
     reps_of: Mapping[str, int] = field(default_factory=dict)
 
-    def of(self, engine: str) -> int:
-        return self.reps_of.get(engine, self.reps)
+    def of(self, engine: str, row: str) -> int:
+        return self.reps_of.get(engine, self.reps_of.get(row, self.reps))
 
 
 def measured(entrant: Entrant, row: str, rep: int, patience_s: int) -> dict[str, float]:
@@ -71,10 +71,9 @@ def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, sa
         for entrant in entrants:
             attempt(entrant, lambda entrant=entrant: entrant.session.measure(row.warm_up, workload.WARM_UP))  # type: ignore[misc]
             entrant.session.clear()
-    for rep in range(max(rules.of(e.engine) for e in entrants) + rules.extra_reps if entrants else 0):
-        for entrant in [
-            e for e in entrants if e in good and len(good[e]) < rules.of(e.engine) and rep < rules.of(e.engine) + rules.extra_reps
-        ]:
+    reps = {entrant: rules.of(entrant.engine, row.name) for entrant in entrants}
+    for rep in range(max(reps.values()) + rules.extra_reps if entrants else 0):
+        for entrant in [e for e in entrants if e in good and len(good[e]) < reps[e] and rep < reps[e] + rules.extra_reps]:
             figures = attempt(entrant, lambda entrant=entrant, rep=rep: measured(entrant, row.name, rep, rules.patience_s))  # type: ignore[misc]
             if figures is None:
                 continue
@@ -85,5 +84,5 @@ def race(row: Row, entrants: Sequence[Entrant], rules: Rules, report: Report, sa
             say(f"  {row.name:9} {entrant.engine:13}{entrant.weights:5}{value}   others {figures['other_cpu']:.1%}{mark}")
     for entrant, runs in good.items():
         rest = sorted(bad[entrant], key=lambda run: run["other_cpu"])
-        lacking = rules.of(entrant.engine) - len(runs)
+        lacking = reps[entrant] - len(runs)
         report.add(Result(row.name, entrant.engine, entrant.weights, runs + rest[:lacking], rest[lacking:]))

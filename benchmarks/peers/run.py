@@ -52,7 +52,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default=",".join(ROWS), help="with commas between them: " + ",".join(ROWS))
     parser.add_argument("--weights", default=",".join(WEIGHTS), help="with commas between them: " + ",".join(WEIGHTS))
     parser.add_argument("--reps", type=int, default=default["reps"], help="of each row and engine (3)")
-    parser.add_argument("--reps-of", default=default["reps_of"], help="of engines that get more or less of them: vLLM=1,transformers=1")
+    parser.add_argument("--reps-of", default=default["reps_of"], help="of engines or rows that get more or less of them: vLLM=1,decode=7")
     parser.add_argument("--extra-reps", type=int, default=3, help="how many disturbed repetitions may be repeated (3)")
     parser.add_argument("--patience", type=int, default=25, help="seconds to wait for a quiet machine before each repetition (25)")
     parser.add_argument("--threads", type=int, default=default["threads"])
@@ -83,9 +83,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         pairs = [entry.split("=") for entry in chosen.reps_of.split(",") if entry]
         chosen.rules = Rules(chosen.reps, chosen.extra_reps, chosen.patience, {engine: int(reps) for engine, reps in pairs})
     except ValueError:
-        parser.error(f"--reps-of {chosen.reps_of}: engines and numbers such as vLLM=1,transformers=1")
-    if unknown := [f"{e}={n}" for e, n in chosen.rules.reps_of.items() if e not in ENGINES or n < 1]:
-        parser.error(f"--reps-of {','.join(unknown)}: at least 1 of {', '.join(ENGINES)}")
+        parser.error(f"--reps-of {chosen.reps_of}: engines or rows and numbers such as vLLM=1,decode=7")
+    if unknown := [f"{e}={n}" for e, n in chosen.rules.reps_of.items() if e not in (*ENGINES, *ROWS) or n < 1]:
+        parser.error(f"--reps-of {','.join(unknown)}: at least 1 of {', '.join((*ENGINES, *ROWS))}")
     if chosen.readme and workload.SMOKE:
         parser.error("--readme: OCTAVO_PEERS_SMOKE=1 gives no figures")
     return chosen

@@ -88,6 +88,12 @@ def test_slow_engines_can_get_fewer_repetitions(monkeypatch: pytest.MonkeyPatch)
     assert [r["value"] for r in theirs.runs] == [2.0], "a disturbed one is measured again all the same"
 
 
+def test_repetitions_of_an_engine_count_before_those_of_a_row() -> None:
+    rules = Rules(3, reps_of={VLLM: 1, "decode": 7})
+    assert [rules.of(engine, row) for engine in (OCTAVO, VLLM) for row in ("decode", "prefill")] == [7, 3, 1, 1]
+    assert run.arguments(["--reps-of", "vLLM=1,decode=7"]).rules.of(OCTAVO, "decode") == 7
+
+
 def test_a_machine_that_is_never_quiet_gives_the_least_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted_loads(monkeypatch, iter([0.5, 0.2, 0.3, 0.9, 0.1, 0.8]))
     report = Report({})
