@@ -158,11 +158,9 @@ void pack_column_groups(SourceType source, WeightFormat target, const std::uint8
     std::uint8_t* header = panel + panel_header_bytes(target) + g / layout.groups * layout.block_bytes();
     const std::int64_t place = g % layout.groups;
     read_group(source, row, g, group);
-    if (channel_scales(target)) {
-      // it has been written
-    } else if (two_level(target)) {
+    if (two_level(target)) {
       write_two_level_scale(layout, read_two_level_scale(source, row, g), place, column, header);
-    } else {
+    } else if (!channel_scales(target)) {
       write_half(header + column * 2, float_to_half(group.scale[0]));
       if (layout.has_minimum) write_half(header + 32 + column * 2, float_to_half(group.minimum[0]));
     }
