@@ -40,23 +40,20 @@ def write_llama(checkpoint: Checkpoint, max_model_len: int | None) -> Program:
     rope = partial(b.rope, head_dim=head_dim, style=style, inv_freq=_inverse_frequencies(checkpoint, h, head_dim))
 
     x = b.embedding("token_embd.weight", vocab_size, hidden)
-    num_layers = h.integer("block_count", high=4096)
-    for layer in range(num_layers):
+    for layer in range(h.integer("block_count", high=4096)):
         p = f"blk.{layer}."
         y = b.rms_norm(x, p + "attn_norm.weight", eps)
         kv_width = num_kv_heads * head_dim
         qkv = b.linear(y, {p + "attn_q.weight": num_heads * head_dim, p + "attn_k.weight": kv_width, p + "attn_v.weight": kv_width})
         q, k, v = b.split(qkv, [num_heads * head_dim, kv_width, kv_width])
         y = b.paged_attention(rope(q), rope(k), v, layer=layer, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
-        if layer == num_layers - 1:  # what follows concerns only the rows whose logits are wanted
-            x, y = b.select_rows(x), b.select_rows(y)
         x = b.add(x, b.linear(y, {p + "attn_output.weight": hidden}))
 
         y = b.rms_norm(x, p + "ffn_norm.weight", eps)
         gate, up = b.split(b.linear(y, {p + "ffn_gate.weight": intermediate, p + "ffn_up.weight": intermediate}), [intermediate] * 2)
         x = b.add(x, b.linear(b.silu_mul(gate, up), {p + "ffn_down.weight": hidden}))
 
-    y = b.rms_norm(x, "output_norm.weight", eps)
+    y = b.rms_norm(b.select_rows(x), "output_norm.weight", eps)
     head = "output.weight" if "output.weight" in checkpoint.tensors else "token_embd.weight"
     return b.build(b.linear(y, {head: vocab_size}))
 
